@@ -1,0 +1,179 @@
+"""
+The shape of a consensus algorithm: a pure machine, events in, ordered effects out.
+
+`consensus.ConsensusManager` drives any `Machine` and carries its effects out **in order**. Time and chance enter only
+inside events, so equal events give equal effects. Nothing here blocks, sleeps, opens or draws.
+
+The one rule that makes the order safe: a `Send` with ``after = t`` may leave only when `Persisted` has been reported
+for ticket ``t`` or a later one. Votes and acknowledgements carry the ticket of what they promise; a leader's entries
+carry 0 and leave while its own fsync is still in flight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvorum.core.cluster import Configuration
+    from kvorum.core.entries import EntryBatch, HardState
+    from kvorum.core.ids import Index, NodeId, Term, Ticket
+
+
+class Role:
+    """Role names as `getStatus` and the metrics spell them."""
+
+    LEADER = "leader"
+    FOLLOWER = "follower"
+    CANDIDATE = "candidate"
+    LEARNER = "learner"
+
+
+# --- events: past facts -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time went on. ``now`` is monotonic seconds; ``drawn`` is a fresh random number in [0, 1)."""
+
+    now: float
+    drawn: float
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message came from a peer whose handshake proved that it holds this seat."""
+
+    sender: NodeId
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """Payloads to append, in this order, one entry each. Only for a leader; the caller has checked `Machine.role`."""
+
+    payloads: Sequence[bytes]
+    time_ms: int
+    """The leader's wall clock; an entry never gets an earlier time than its predecessor."""
+    kind: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAsked:
+    """A linearizable read wants to know its index; ``request`` is the caller's number for it. Only for a leader."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """Everything up to this ticket is durable on this node."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedUpTo:
+    """The state machine shows everything up to this index."""
+
+    index: Index
+
+
+Event: TypeAlias = Ticked | Received | Proposed | ReadAsked | Persisted | AppliedUpTo
+
+
+# --- effects: orders, to be carried out in the order given -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """
+    Append to the durable log; tickets count up by one.
+
+    Entries whose first index is not above the last one in the log replace everything from that index on.
+    """
+
+    ticket: Ticket
+    hard_state: HardState | None
+    batch: EntryBatch | None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give a message to a peer once ticket ``after`` is durable. Losing it is allowed, delaying it too."""
+
+    to: NodeId
+    message: Any
+    after: Ticket = 0
+    urgent: bool = False
+    """Heartbeats and votes: never behind bulk entries in a queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Hand these committed *and locally durable* entries to the state machine, in order, each exactly once."""
+
+    batch: EntryBatch
+
+
+@dataclass(frozen=True, slots=True)
+class ServeReads:
+    """These reads are confirmed: each may be answered from any state that has applied ``index``."""
+
+    requests: tuple[int, ...]
+    index: Index
+
+
+@dataclass(frozen=True, slots=True)
+class DropReads:
+    """Leadership was lost before these reads were confirmed; ask again elsewhere."""
+
+    requests: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeadershipChanged:
+    """Term, role or known leader changed; for routing, logs and metrics."""
+
+    term: Term
+    role: str
+    leader: NodeId | None
+    reason: str
+
+
+Effect: TypeAlias = Persist | Send | Apply | ServeReads | DropReads | LeadershipChanged
+
+
+class Machine(Protocol):
+    """One replicated-log algorithm (`raft.machine.RaftMachine` first); see the module text."""
+
+    node_id: NodeId
+    term: Term
+    role: str
+    leader: NodeId | None
+    commit_index: Index
+    last_index: Index
+    configuration: Configuration
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Take one event; return what is owed to the outside world, in the order in which it must be paid."""
+        ...
+
+    def encode(self, message: Any) -> list[bytes]:
+        """Byte form of one of this machine's messages as parts to be sent back to back (no copy of entry blocks)."""
+        ...
+
+    def decode(self, payload: bytes) -> Any:
+        """Inverse of `encode`. Raises `core.errors.RemoteError` on anything it would not have written."""
+        ...
+
+    @property
+    def may_serve(self) -> bool:
+        """True on a leader whose no-op of this term has committed: it knows the commit index of its predecessors."""
+        ...
+
+    def statistics(self) -> dict[str, Any]:
+        """Numbers for metrics and status; never changes anything."""
+        ...
