@@ -1,0 +1,1 @@
+"""What an operator sees: metrics, log set-up, health and status over HTTP. Next stop: `observe.histogram`."""
