@@ -1,0 +1,135 @@
+"""
+Feeds committed groups to the state machine in slices, and keeps the durable index behind it.
+
+The state machine runs on the loop: RocksDB's write holds the interpreter lock anyway, and a group is bounded to a few
+milliseconds. Between slices and between groups the loop serves others, so a long replay never freezes heartbeats.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from kvorum.core.entries import entry_bytes
+from kvorum.core.errors import WriteStalledError
+from kvorum.observe.histogram import LatencyHistogram
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator, Sequence
+
+    from kvorum.core.entries import Entry, EntryBatch
+    from kvorum.core.errors import Refusal
+    from kvorum.core.ids import Index
+    from kvorum.core.operations import Applied
+    from kvorum.core.ports import StateMachine
+
+FLUSH_ENTRIES: Final = 50_000
+FLUSH_BYTES: Final = 64 * 1024 * 1024
+"""How much may be applied beyond the durable index: bounds the replay after a crash (architecture section 4)."""
+
+STALL_RETRY_S: Final = 0.005
+"""How long a stalled engine is left alone before the same group is tried again."""
+
+
+class Applier:
+    """One queue of committed groups in front of one state machine."""
+
+    def __init__(
+        self,
+        machine: StateMachine,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        *,
+        on_applied: Callable[[Sequence[Entry], Sequence[Applied | Refusal | None]], None],
+        flush: Callable[[Callable[[], None]], None],
+    ) -> None:
+        """
+        Wire it up.
+
+        Args:
+            machine: The state machine.
+            loop: Where to continue between slices.
+            clock: Monotonic seconds.
+            on_applied: Called with each applied group and its outcomes, the state showing all of it.
+            flush: Makes everything applied so far durable in the background, then calls back on the loop.
+        """
+        self._machine = machine
+        self._loop = loop
+        self._clock = clock
+        self._on_applied = on_applied
+        self._flush = flush
+        self._queue: deque[EntryBatch] = deque()
+        self._steps: Iterator[list[Applied | Refusal | None] | None] | None = None
+        self._scheduled = False
+        self._flushing = False
+        self._unflushed_entries = 0
+        self._unflushed_bytes = 0
+        self.stalled = False
+        self.stalls_total = 0
+        self.flushes_total = 0
+        self.durable_index: Index = machine.applied_index
+        self.histogram = LatencyHistogram(0.0001, 18)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is waiting to be applied."""
+        return not self._queue
+
+    def add(self, batch: EntryBatch) -> None:
+        """Queue one group; `pump` applies it."""
+        self._queue.append(batch)
+
+    def pump(self) -> None:
+        """Apply one slice now, unless a later turn of the loop is already booked; book one for what remains."""
+        if self._queue and not self._scheduled:
+            self._slice()
+
+    def _resume(self) -> None:
+        self._scheduled = False
+        self._slice()
+
+    def _slice(self) -> None:
+        """One slice of the group at the head."""
+        if not self._queue:
+            return
+        entries = self._queue[0].entries
+        started = self._clock()
+        if self._steps is None:
+            self._steps = self._machine.apply(entries)
+        try:
+            outcomes = next(self._steps)
+        except WriteStalledError:
+            self._steps = None
+            self.stalled = True
+            self.stalls_total += 1
+            self._scheduled = True
+            self._loop.call_later(STALL_RETRY_S, self._resume)
+            return
+        if outcomes is not None:
+            self._steps = None
+            self.stalled = False
+            self._queue.popleft()
+            self.histogram.observe(self._clock() - started)
+            self._note_unflushed(entries)
+            self._on_applied(entries, outcomes)
+        if self._queue and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._resume)
+
+    # --- durable index --------------------------------------------------------------------------------------------------
+
+    def _note_unflushed(self, entries: Sequence[Entry]) -> None:
+        self._unflushed_entries += len(entries)
+        self._unflushed_bytes += entry_bytes(entries)
+        due = self._unflushed_entries >= FLUSH_ENTRIES or self._unflushed_bytes >= FLUSH_BYTES
+        if due and not self._flushing:
+            self._flushing = True
+            self._unflushed_entries = self._unflushed_bytes = 0
+            reached = self._machine.applied_index
+            self._flush(lambda: self._flushed(reached))
+
+    def _flushed(self, reached: Index) -> None:
+        self._flushing = False
+        self.flushes_total += 1
+        self.durable_index = reached
