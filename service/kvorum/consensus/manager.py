@@ -1,0 +1,647 @@
+"""
+ConsensusManager: the seam between routing and any consensus algorithm (named in the seed design).
+
+It owns the machine, feeds it events, and carries out its effects strictly in order: entries go to the log's thread,
+messages leave once what they promise is durable, committed groups go to the applier. One turn of the loop collects
+what clients asked for and hands it over as one batch. Everything runs on one loop; there are no tasks and no locks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kvorum.consensus import frames
+from kvorum.consensus.applier import Applier
+from kvorum.consensus.birth import judge
+from kvorum.consensus.contacts import Contacts
+from kvorum.consensus.proposals import Proposals
+from kvorum.consensus.reads import Reads
+from kvorum.consensus.registry import AlgorithmSettings, build_machine
+from kvorum.core.codec import TAG
+from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
+from kvorum.core.errors import ErrorCode, Refusal, RemoteError, StartupError
+from kvorum.core.machine import (
+    Apply,
+    AppliedUpTo,
+    DropReads,
+    LeadershipChanged,
+    Persist,
+    Persisted,
+    Proposed,
+    ReadAsked,
+    Received,
+    Role,
+    Send,
+    ServeReads,
+    Ticked,
+)
+from kvorum.core.ports import Greeting, RecoveredLog
+from kvorum.core.status import Health, NodeReport
+from kvorum.observe.histogram import LatencyHistogram
+
+if TYPE_CHECKING:
+    import asyncio
+    import random
+    from collections.abc import Callable, Sequence
+
+    import structlog
+
+    from kvorum.core.cluster import Configuration
+    from kvorum.core.ids import Incarnation, Index, NodeId, Term, Ticket
+    from kvorum.core.machine import Effect, Event, Machine
+    from kvorum.core.operations import Applied
+    from kvorum.core.ports import Log, PeerLinks, PendingRead, PendingWrite, StateMachine
+
+TICK_S: Final = 0.02
+"""How often the machine hears of time: a fifth of the default heartbeat."""
+
+STALL_S: Final = 0.1
+"""A tick this late means that the loop stood still: received messages are drained before any timer counts."""
+
+EXPIRY_TICKS: Final = 5
+"""Deadlines are looked at every fifth tick, 100 ms: inside the slack of contract section 1.3."""
+
+_BIRTH_TERM: Final = 1
+_ZERO_ID: Final = bytes(16)
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerSettings:
+    """What the ConsensusManager takes from the configuration, in seconds and counts."""
+
+    node_id: NodeId
+    configuration: Configuration
+    """First configuration, derived from the file."""
+    algorithm: str = "raft"
+    timings: AlgorithmSettings = AlgorithmSettings()  # noqa: RUF009 - frozen, so one shared default is safe
+    leader_wait_s: float = 4.0
+    outstanding_max: int = 1000
+    node_timeout_s: float = 10.0
+    health_check_interval_s: float = 1.0
+    version: str = "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The outside world, handed in by `app` or by the simulator."""
+
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    wall_ms: Callable[[], int]
+    """Milliseconds since the Unix epoch."""
+    randomness: random.Random
+    log: Log
+    links: PeerLinks | None
+    """None for a cluster of one."""
+    state: StateMachine
+    flush: Callable[[Callable[[], None]], None]
+    """Makes the state machine's storage durable in the background, then calls back on the loop."""
+    incarnation: Incarnation
+    cluster_id: bytes | None
+    on_born: Callable[[bytes], None]
+    """Writes the cluster id into the data directory."""
+    on_refused: Callable[[StartupError], None]
+    """This node may not join; the process must end with this message."""
+    logger: structlog.typing.FilteringBoundLogger
+
+
+class ConsensusManager:
+    """See the module text. Public: propose, read_index, wait_applied, report, and the properties between them."""
+
+    def __init__(self, settings: ManagerSettings, around: Surroundings) -> None:
+        self.settings = settings
+        self.node_id = settings.node_id
+        self._around = around
+        self._loop = around.loop
+        self.clock = around.clock
+        self._log = around.log
+        self._links = around.links
+        self._state = around.state
+        self._logger = around.logger
+        self._started = around.clock()
+        self._nonce = around.randomness.getrandbits(64)
+        self.machine: Machine | None = None
+        self._effects: deque[Effect] = deque()
+        self._executing = False
+        self._durable: Ticket = 0
+        self._held: deque[Send] = deque()
+        self._flush_scheduled = False
+        self._ticks = 0
+        self._last_tick = self._started
+        self._last_report = self._started
+        self._stopping = False
+        self.has_space = True
+        self.cluster_id = around.cluster_id
+        self.contacts = Contacts(self.node_id, self._started, node_timeout_s=settings.node_timeout_s)
+        prefix = TAG.pack(around.incarnation, self._nonce, 0)[:16]
+        self.proposals = Proposals(
+            self, prefix, leader_wait_s=settings.leader_wait_s, outstanding_max=settings.outstanding_max
+        )
+        self.reads = Reads(self, leader_wait_s=settings.leader_wait_s)
+        self.applier = Applier(
+            around.state, around.loop, around.clock, on_applied=self._group_applied, flush=around.flush
+        )
+        self.leader_changes_total = 0
+        self.loop_lag = LatencyHistogram(0.001, 14)
+        self._last_leader: NodeId | None = None
+        self._leader_heard = self._started
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open the log's thread and the links, then be born, rejoin, or wait for the others."""
+        self._log.start(self._persisted, self._space_changed)
+        recovered = self._log.recovered
+        if recovered.last_index > 0:
+            self._become_member(recovered)
+        elif self.cluster_id is not None:
+            msg = (
+                "the data directory belongs to a cluster but its log is empty: it was damaged or cleared by hand; "
+                "give the node its files back, or remove the whole directory and restore the cluster"
+            )
+            raise StartupError(msg)
+        if self._links is not None:
+            self._links.start(self)
+        if self.machine is None:
+            self._consider_birth()
+        self._schedule_tick()
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new work, give what is under way up to ``grace_s``, then stop links and log."""
+        import asyncio  # noqa: PLC0415 - the only coroutine here; everything else needs no asyncio
+
+        self._stopping = True
+        self.proposals.shut_down()
+        end = self.clock() + grace_s
+        while self.clock() < end and (self.proposals.pending_count or self.reads.pending_count):
+            await asyncio.sleep(TICK_S)
+        self.reads.shut_down()
+        self.proposals.abandon()
+        if self._links is not None:
+            await self._links.stop()
+        await self._log.stop()
+
+    def _become_member(self, recovered: RecoveredLog) -> None:
+        settings = self.settings
+        self.cluster_id = self.cluster_id or settings.configuration.birth_id()
+        self._around.on_born(self.cluster_id)
+        self.machine = build_machine(
+            settings.algorithm,
+            self.node_id,
+            recovered,
+            self._log,
+            settings.timings,
+            applied_index=self._state.applied_index,
+            now=self.clock(),
+        )
+        self._last_tick = self.clock()
+        self._logger.info(
+            "joined the cluster",
+            cluster_id=self.cluster_id.hex(),
+            term=self.machine.term,
+            last_index=self.machine.last_index,
+            applied_index=self._state.applied_index,
+        )
+        self._send_reports()
+
+    def _consider_birth(self) -> None:
+        verdict = judge(
+            self.node_id, self._around.incarnation, self.settings.configuration, self._linked_reports()
+        )
+        if verdict.refuse is not None:
+            self._around.on_refused(StartupError(verdict.refuse))
+        elif verdict.born:
+            self._bear()
+
+    def _linked_reports(self) -> dict[NodeId, frames.Report]:
+        return {peer: report for peer, report in self.contacts.reports.items() if peer in self.contacts.greetings}
+
+    def _bear(self) -> None:
+        """Write log entry 1 as every other node does, and start the machine once it is durable."""
+        configuration = self.settings.configuration
+        entry = Entry.create(1, _BIRTH_TERM, EntryKind.CONFIGURATION, 0, configuration.encode())
+        hard_state = HardState(_BIRTH_TERM, None)
+        self._born = RecoveredLog(
+            hard_state=hard_state,
+            base_index=0,
+            base_term=0,
+            last_index=1,
+            terms=((1, _BIRTH_TERM),),
+            configurations=((1, configuration),),
+        )
+        self._bearing = True
+        self._log.append(0, hard_state, EntryBatch([entry]))
+
+    _born: RecoveredLog | None = None
+    _bearing = False
+
+    # --- what routing asks -------------------------------------------------------------------------------------------------
+
+    @property
+    def term(self) -> Term:
+        """Current term; 0 before birth."""
+        return self.machine.term if self.machine else 0
+
+    @property
+    def leader(self) -> NodeId | None:
+        """Known leader of the current term, or None; None also while this node may not speak (disk full)."""
+        return self.machine.leader if self.machine and self.has_space else None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node leads, as far as it knows."""
+        return self.machine is not None and self.machine.role == Role.LEADER and self.has_space
+
+    @property
+    def may_serve(self) -> bool:
+        """This node leads, its no-op has committed, and it shows it."""
+        return self.is_leader and self.machine is not None and self.machine.may_serve
+
+    @property
+    def applied_index(self) -> Index:
+        """What reads on this node show."""
+        return self._state.applied_index
+
+    @property
+    def members(self) -> Configuration:
+        """Configuration in force."""
+        return self.machine.configuration if self.machine else self.settings.configuration
+
+    def propose(self, body: bytes, pending: PendingWrite, received: float, deadline: float) -> None:
+        """Take one write, on any node; see `Proposals.propose`."""
+        if self._stopping:
+            pending.decided(0, Refusal(ErrorCode.UNAVAILABLE, "this node is shutting down; use another one"))
+        else:
+            self.proposals.propose(body, pending, received, deadline)
+
+    def read_index(self, pending: PendingRead, received: float, deadline: float, *, confirm: bool = True) -> None:
+        """Serve a read once it is legal; see `Reads.ask`."""
+        if self._stopping:
+            pending.refused(Refusal(ErrorCode.UNAVAILABLE, "this node is shutting down; use another one"))
+        else:
+            self.reads.ask(pending, received, deadline, confirm=confirm)
+
+    def wait_applied(self, index: Index, pending: PendingRead, expires: float, refusal: Refusal) -> None:
+        """Serve a read once this node shows ``index``, or refuse it at ``expires``."""
+        self.reads.wait_applied(index, pending, expires, refusal)
+
+    @property
+    def alone(self) -> bool:
+        """A cluster of one that serves: its own state is linearizable as it stands."""
+        return self._links is None and self.may_serve
+
+    def contact_age_s(self) -> float:
+        """
+        Seconds since this node was last in contact with a leader, by the real clock.
+
+        A leader counts from the last moment at which it had heard a quorum, and is in contact (age 0) while that is
+        younger than the election timeout.
+        """
+        now = self.clock()
+        if not self.is_leader:
+            return now - self._leader_heard
+        age = self.contacts.quorum_age_s(self.members, now)
+        return 0.0 if age < self.settings.timings.election_timeout_s else age
+
+    def unavailable(self, why: str) -> Refusal:
+        """An UNAVAILABLE refusal that carries the leader, if one is known."""
+        hint = self.leader_hint()
+        if not self.has_space:
+            why = "the disk of this node is full; free space or use another node"
+        if hint is None:
+            return Refusal(ErrorCode.UNAVAILABLE, f"{why}; no leader is known, retry after a pause")
+        return Refusal(ErrorCode.UNAVAILABLE, f"{why}; retry after a pause", *hint)
+
+    def leader_hint(self) -> tuple[NodeId, str] | None:
+        """Node id and client endpoint of the known leader."""
+        leader = self.leader
+        member = None if leader is None else self.members.member(leader)
+        return None if member is None else (member.node_id, member.client_endpoint)
+
+    def report(self) -> NodeReport:
+        """This node and its members, for getStatus and diagnostics; costs O(members)."""
+        now = self.clock()
+        hint = self.leader_hint()
+        leader = None if hint is None else hint[0]
+        uptime_s = now - self._started
+        return NodeReport(
+            node_id=self.node_id,
+            role=self.machine.role if self.machine else Role.FOLLOWER,
+            term=self.term,
+            leader_id=leader,
+            leader_endpoint=None if hint is None else hint[1],
+            commit_index=self.machine.commit_index if self.machine else 0,
+            applied_index=self.applied_index,
+            low_watermark=getattr(self._state, "low_watermark", 0),
+            uptime_s=uptime_s,
+            members=self.contacts.members(
+                self.members.members,
+                now,
+                leader=leader,
+                term=self.term,
+                commit_index=self.machine.commit_index if self.machine else 0,
+                own_health=Health.HEALTHY if self._knows_live_leader() else Health.DEGRADED,
+                uptime_s=uptime_s,
+            ),
+        )
+
+    def _knows_live_leader(self) -> bool:
+        return self.leader is not None and self.contact_age_s() < self.settings.node_timeout_s
+
+    def readiness(self) -> list[tuple[str, bool]]:
+        """Named checks behind /readyz (operations L12)."""
+        machine = self.machine
+        member = self.members.member(self.node_id)
+        caught_up = machine is not None and (
+            self.may_serve if self.is_leader else self.leader is not None and self._caught_up()
+        )
+        return [
+            ("member", machine is not None and member is not None and member.voter),
+            ("leader", self._knows_live_leader()),
+            ("caught_up", caught_up),
+            ("log_writable", self.has_space),
+            ("serving", not self._stopping),
+        ]
+
+    def _caught_up(self) -> bool:
+        """Applied reaches what the leader last said to be committed, never what this node alone believes (L12)."""
+        report = self.contacts.reports.get(self.leader) if self.leader is not None else None
+        return report is not None and self.applied_index + self.settings.outstanding_max >= report.commit_index
+
+    # --- events in ---------------------------------------------------------------------------------------------------------
+
+    def feed(self, event: Event) -> None:
+        """Give the machine one event and carry out all that follows, in order."""
+        assert self.machine is not None, "no machine before birth"
+        self._effects.extend(self.machine.handle(event))
+        if self._executing:
+            return
+        self._executing = True
+        try:
+            while self._effects:
+                self._execute(self._effects.popleft())
+        finally:
+            self._executing = False
+        self.applier.pump()
+
+    def flush_soon(self) -> None:
+        """Collect what this turn of the loop brings, then hand it over as one batch."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        self.proposals.flush()
+        self.reads.flush()
+
+    def _persisted(self, ticket: Ticket) -> None:
+        if self._bearing:
+            self._bearing = False
+            assert self._born is not None
+            self._become_member(self._born)
+            return
+        self._durable = ticket
+        if self._held:
+            self._release(ticket)
+        self.feed(Persisted(ticket))
+
+    def _release(self, ticket: Ticket) -> None:
+        # Safety: a vote or an acknowledgement leaves only after what it promises is on disk.
+        held, self._held = self._held, deque()
+        for send in held:
+            if send.after <= ticket:
+                self._transmit(send)
+            else:
+                self._held.append(send)
+
+    def _space_changed(self, has_space: bool) -> None:  # noqa: FBT001 - a port callback
+        """Disk full: fall silent like a paused node, so that the others elect; speak again when there is space."""
+        self.has_space = has_space
+        if has_space:
+            self._logger.info("disk has space again: taking part once more")
+            self.flush_soon()
+        else:
+            self._logger.error("disk full: this node votes and appends nothing until there is space")
+
+    # --- effects out ---------------------------------------------------------------------------------------------------------
+
+    def _execute(self, effect: Effect) -> None:
+        kind = type(effect)
+        if kind is Send:
+            if effect.after <= self._durable:  # type: ignore[union-attr]
+                self._transmit(effect)  # type: ignore[arg-type]
+            else:
+                self._held.append(effect)  # type: ignore[arg-type]
+        elif isinstance(effect, Persist):
+            self._log.append(effect.ticket, effect.hard_state, effect.batch)
+        elif isinstance(effect, Apply):
+            self.applier.add(effect.batch)
+        elif isinstance(effect, ServeReads):
+            self.reads.confirmed(effect.requests, effect.index)
+        elif isinstance(effect, DropReads):
+            self.reads.dropped(effect.requests)
+        else:
+            assert isinstance(effect, LeadershipChanged), effect
+            self._leadership_changed(effect)
+
+    def _transmit(self, send: Send) -> None:
+        assert self.machine is not None
+        assert self._links is not None, "a cluster of one sends nothing"
+        if self.has_space:
+            self._links.send(send.to, frames.MACHINE, self.machine.encode(send.message), urgent=send.urgent)
+
+    def _leadership_changed(self, change: LeadershipChanged) -> None:
+        self._logger.info(
+            "leadership changed", term=change.term, role=change.role, leader=change.leader, reason=change.reason
+        )
+        if change.leader is not None:
+            self._leader_heard = self.clock()
+        if change.leader is not None and change.leader != self._last_leader:
+            self._last_leader = change.leader
+            self.leader_changes_total += 1
+        self.proposals.leadership_changed()
+        self.reads.ask_again()
+
+    def _group_applied(self, entries: Sequence[Entry], outcomes: Sequence[Applied | Refusal | None]) -> None:
+        self.proposals.applied(entries, outcomes)
+        index = entries[-1].index
+        self.reads.applied(index)
+        self.feed(AppliedUpTo(index))
+
+    # --- hosts of proposals and reads -------------------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """Entries that may still be appended before some are applied; none while the engine is stalled."""
+        if self.applier.stalled or self.machine is None:
+            return 0
+        return self.settings.outstanding_max - (self.machine.last_index - self.applied_index)
+
+    def append(self, payloads: list[bytes]) -> None:
+        """Propose as the leader."""
+        self.feed(Proposed(payloads, self._around.wall_ms()))
+
+    def ask_machine(self, request: int) -> None:
+        """Have leadership confirmed for a read."""
+        self.feed(ReadAsked(request))
+
+    def send(self, peer: NodeId, kind: int, parts: Sequence[bytes]) -> bool:
+        """Give one frame to a peer; False if it certainly did not leave."""
+        return self._links is not None and self.has_space and self._links.send(peer, kind, parts)
+
+    # --- peers ------------------------------------------------------------------------------------------------------------------
+
+    def greet(self) -> Greeting:
+        """What this node says of itself at every handshake."""
+        own = self.settings.configuration.member(self.node_id)
+        assert own is not None
+        return Greeting(
+            cluster_id=self.cluster_id or _ZERO_ID,
+            birth_id=self.settings.configuration.birth_id(),
+            node_id=self.node_id,
+            incarnation=self._around.incarnation,
+            client_endpoint=own.client_endpoint,
+            version=self.settings.version,
+        )
+
+    def admit(self, greeting: Greeting) -> str | None:
+        """Refuse strangers by name: another cluster, another file, an unknown seat."""
+        if greeting.node_id == self.node_id:
+            return f"node id {greeting.node_id} is this node's own: two nodes were started with the same id"
+        if self.members.member(greeting.node_id) is None:
+            return f"node id {greeting.node_id} is no member of this cluster"
+        if greeting.birth_id != self.settings.configuration.birth_id():
+            return "its configuration lists other members (replica_endpoints or consensus endpoints differ)"
+        if self.cluster_id and greeting.cluster_id not in (_ZERO_ID, self.cluster_id):
+            return f"it belongs to cluster {greeting.cluster_id.hex()}, this node to {self.cluster_id.hex()}"
+        return None
+
+    def link_up(self, peer: NodeId, greeting: Greeting) -> None:
+        """Our link to a peer stands: tell it about us, and send again what may have been lost."""
+        self.contacts.greetings[peer] = greeting
+        self.contacts.incarnations[peer] = greeting.incarnation
+        self._send_report(peer)
+        if self.machine is not None:
+            self.proposals.link_restored(peer)
+            self.reads.ask_again()
+
+    def link_down(self, peer: NodeId, reason: str) -> None:
+        """Frames given to this link may be lost."""
+        self.contacts.greetings.pop(peer, None)
+        self._logger.info("peer link down", peer=peer, reason=reason)
+        if peer == self.leader:
+            self.reads.ask_again()
+
+    def frame_received(self, peer: NodeId, incarnation: Incarnation, kind: int, payload: bytes) -> None:
+        """One frame from an admitted peer; frames of a data directory that does not hold its seat are ignored."""
+        if not self.has_space:
+            return
+        now = self.clock()
+        try:
+            if kind == frames.REPORT:
+                self.contacts.heard(peer, now)
+                self.contacts.incarnations[peer] = incarnation
+                self._report_received(peer, payload)
+                return
+            if self.machine is None or not self._holds_seat(peer, incarnation):
+                return
+            self.contacts.heard(peer, now)
+            self._dispatch(peer, kind, payload, now)
+        except RemoteError as error:
+            self._logger.warning("peer sent what this release cannot read", peer=peer, kind=kind, error=str(error))
+
+    def _holds_seat(self, peer: NodeId, incarnation: Incarnation) -> bool:
+        member = self.members.member(peer)
+        return member is not None and member.incarnation in (0, incarnation)
+
+    def _dispatch(self, peer: NodeId, kind: int, payload: bytes, now: float) -> None:
+        assert self.machine is not None
+        if kind == frames.MACHINE:
+            self.feed(Received(peer, self.machine.decode(payload)))
+            if peer == self.machine.leader:
+                self._leader_heard = now
+        elif kind == frames.FORWARD:
+            self.proposals.forward_received(peer, payload)
+        elif kind == frames.FORWARD_REPLY:
+            self.proposals.forward_reply_received(peer, payload)
+        elif kind == frames.READ_INDEX:
+            self.reads.question_received(peer, payload)
+        elif kind == frames.READ_INDEX_REPLY:
+            self.reads.answer_received(payload)
+        else:
+            msg = f"unknown frame kind {kind}"
+            raise RemoteError(msg)
+
+    def _report_received(self, peer: NodeId, payload: bytes) -> None:
+        self.contacts.reports[peer] = frames.decode_report(payload)
+        if self.machine is None and not self._bearing and not self._stopping:
+            self._consider_birth()
+
+    def _send_reports(self) -> None:
+        self._last_report = self.clock()
+        for peer in self.contacts.greetings:
+            self._send_report(peer)
+
+    def _send_report(self, peer: NodeId) -> None:
+        member = self.members.member(peer) if self.machine else None
+        report = frames.Report(
+            born=self.machine is not None or self._bearing,
+            role=self.machine.role if self.machine else Role.FOLLOWER,
+            may_serve=self.may_serve,
+            term=self.term,
+            leader=self.leader,
+            commit_index=self.machine.commit_index if self.machine else 0,
+            applied_index=self.applied_index,
+            uptime_ms=int((self.clock() - self._started) * 1000),
+            recorded_incarnation=member.incarnation if member else 0,
+        )
+        self.send(peer, frames.REPORT, frames.encode_report(report))
+
+    # --- time ---------------------------------------------------------------------------------------------------------------------
+
+    def _schedule_tick(self) -> None:
+        self._loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        now = self.clock()
+        lag = now - self._last_tick - TICK_S
+        self.loop_lag.observe(max(0.0, lag))
+        if lag > STALL_S:
+            # Safety: after a stall, received messages are drained before any timer, or a pause would elect (catalogue 78).
+            self._last_tick = now
+            self._loop.call_later(0.001, self._tick)
+            return
+        self._last_tick = now
+        self._ticks += 1
+        if self.machine is not None and self.has_space:
+            self.feed(Ticked(now, self._around.randomness.random()))
+            self._flush()
+            if self.may_serve and self._ticks % EXPIRY_TICKS == 0:
+                self._record_incarnations()
+        if self._ticks % EXPIRY_TICKS == 0:
+            self.proposals.expire(now)
+            self.reads.expire(now)
+        if now - self._last_report >= self.settings.health_check_interval_s or (
+            self.machine is None and self._ticks % EXPIRY_TICKS == 0
+        ):
+            self._send_reports()
+        self._schedule_tick()
+
+    def _record_incarnations(self) -> None:
+        """The leader writes into the configuration which data directory holds each seat (architecture section 3)."""
+        assert self.machine is not None
+        configuration = self.machine.configuration
+        if all(member.incarnation for member in configuration.members):
+            return
+        if self.machine.commit_index < self.machine.last_index:
+            return
+        recorded = configuration
+        known = {**self.contacts.incarnations, self.node_id: self._around.incarnation}
+        for member in configuration.members:
+            if not member.incarnation and member.node_id in known:
+                recorded = recorded.with_incarnation(member.node_id, known[member.node_id])
+        if recorded != configuration:
+            self.feed(Proposed([recorded.encode()], self._around.wall_ms(), EntryKind.CONFIGURATION))

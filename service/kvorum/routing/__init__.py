@@ -1,0 +1,1 @@
+"""RoutingManager: which requests read and which write, at which consistency, on which node, by when."""
