@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class WriteBatch(Protocol):
-    """Changes that take effect together or not at all."""
+    """Changes that take effect together or not at all. Spent by `StorageEngine.write`, whether it succeeds or not."""
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set a key."""
@@ -80,7 +80,7 @@ class StorageEngine(View, Protocol):
         Make a batch visible.
 
         Raises:
-            WriteStalledError: The engine is behind; nothing was written, call again later with the same batch.
+            WriteStalledError: The engine is behind; nothing was written. The batch is spent: build it again, later.
             StorageFailedError: The disk failed; the process must end.
         """
         ...
