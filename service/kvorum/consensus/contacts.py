@@ -48,10 +48,10 @@ class Contacts:
     def quorum_age_s(self, configuration: Configuration, now: float) -> float:
         """Age of the youngest moment at which this node had heard a quorum of the voters, itself included."""
         ages = sorted(
-            0.0 if voter == self._node_id else (self.age_s(voter, now) if voter in self._heard else float("inf")) or 0.0
+            0.0 if voter == self._node_id else now - self._heard.get(voter, float("-inf"))
             for voter in configuration.voters
         )
-        return ages[configuration.quorum - 1] if len(ages) >= configuration.quorum else float("inf")
+        return ages[configuration.quorum - 1]
 
     def health(self, peer: NodeId, now: float, commit_index: int) -> str:
         """Status string of a peer (contract section 7)."""
