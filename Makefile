@@ -1,0 +1,58 @@
+# One front door for people and for CI. Each target is thin: it says which tool runs, the tools' settings live in
+# pyproject.toml. Everything happens inside .venv; the first target you call builds it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix bench lock clean
+
+BIN := .venv/bin
+READY := .venv/.ready
+LOCK := .ci/requirements-dev.lock
+# The Python that builds .venv: `make demo PYTHON=/path/to/python` overrules the search.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+help: ## say what can be made
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+demo: $(READY) ## three nodes, real writes, a leader killed, everything read back
+	@$(BIN)/kvorum demo
+
+test: $(READY) ## every test, with a coverage figure; the last line is pytest's
+	@$(BIN)/coverage erase
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
+	$(BIN)/coverage run -m pytest $(TESTS) 2>&1 | tee "$$log" || status=$$?; \
+	$(BIN)/coverage combine --quiet; \
+	echo "coverage, lines and branches: $$($(BIN)/coverage report --format=total)%"; \
+	tail -n 1 "$$log"; exit $$status
+
+check: $(READY) ## format, lint, types, layers, house rules; changes nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/pytest --quiet service/tests/unit/house
+
+fix: $(READY) ## format, and repair what lint can repair by itself
+	@$(BIN)/ruff check --fix --exit-zero --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(READY) ## three nodes against a closed-loop generator, and against etcd if there is one
+	@command -v cc >/dev/null || { echo "make bench compiles its load generator: install a C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
+	@$(BIN)/python e2e/bench/bench.py $(BENCH)
+
+lock: $(READY) ## write the exact versions of the development environment again
+	@test -x .venv/lock/bin/pip-compile || { $(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install --quiet pip-tools; }
+	@$(BIN)/python .ci/lock .venv/lock/bin/pip-compile $(LOCK)
+
+clean: ## remove the environment and every cache
+	@rm -rf .venv .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+
+$(READY): pyproject.toml $(LOCK)
+	@test -n "$(PYTHON)" || { echo "kvorum needs Python 3.11 or newer: install it (Debian: apt install python3 python3-venv) or call make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); kvorum needs Python 3.11 or newer: call make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "building .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
