@@ -3,6 +3,9 @@
 KEY_BYTES_MAX = 10_240
 """Default for the longest key, after stamping (contract section 9)."""
 
+KEY_BYTES_CEILING = 65_536
+"""No configuration may allow longer keys: an end key moved beyond this many ff bytes counts as above every key."""
+
 VALUE_BYTES_MAX = 4 * 1024 * 1024
 """Default for the largest value, after stamping (contract section 9)."""
 

@@ -1,0 +1,262 @@
+"""
+One applied group: a write batch, the overlay of what it will do, and one outcome per entry.
+
+Nothing of the group can be seen until `finish` has written its batch; a group that is dropped has changed nothing. The
+common case, a plain set or delete in the default family, is a tight loop that cuts the rows straight out of the log
+record; everything else is decoded first.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from kvorum.core.codec import TAG_BYTES, decode_operation
+from kvorum.core.entries import HEADER_BYTES, EntryKind
+from kvorum.core.errors import ErrorCode, LocalError, Refusal
+from kvorum.core.operations import APPLIED, Applied, AtomicCommit, Mutation, MutationKind
+from kvorum.statemachine.conflicts import ConflictCheck
+from kvorum.statemachine.layout import (
+    CHANGES_ROW_BYTES_MAX,
+    CURRENT_DEFAULT,
+    FAMILY_PREFIX,
+    HISTORY_DEFAULT,
+    IN_HISTORY,
+    INLINE_VALUE_BYTES_MAX,
+    KIND_DELETE,
+    KIND_SET,
+    STATE_KEY,
+    TOMBSTONE,
+    VERSION_LIMIT,
+    StateRow,
+    change_record,
+    changes_key,
+    pack_family,
+    pack_state,
+    pack_u32,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from kvorum.core.entries import Entry
+    from kvorum.core.ids import Index
+    from kvorum.core.ports import StorageEngine
+    from kvorum.statemachine.families import FamilyCatalogue, FamilyEntry
+
+SLICE_MUTATIONS: Final = 200
+"""Mutations staged between two yields: about a millisecond."""
+
+STAMP_BYTES: Final = 10
+"""Version, 8 bytes, and ordinal, 2 bytes, at the end of a versionstamped buffer."""
+
+_OPCODE_AT: Final = HEADER_BYTES + TAG_BYTES
+_KEY_LENGTH_AT: Final = _OPCODE_AT + 2
+_KEY_AT: Final = _KEY_LENGTH_AT + 4
+_PLAIN_HEAD: Final = struct.Struct(">HI")
+"""Opcode and family length as one number, then the key length."""
+_PLAIN_SET: Final = MutationKind.SET << 8
+_PLAIN_DELETE: Final = MutationKind.DELETE << 8
+_COMMAND: Final = EntryKind.COMMAND
+_unpack_plain = _PLAIN_HEAD.unpack_from
+_INDEX_AT: Final = 13
+_INDEX_END: Final = 21
+_U16: Final = struct.Struct(">H")
+
+
+class ApplyGroup:
+    """The entries of one group on their way into the store. Stage every entry in order, then `finish`."""
+
+    def __init__(self, engine: StorageEngine, families: FamilyCatalogue, state: StateRow) -> None:
+        self._engine = engine
+        self._catalogue = families
+        self._state = state
+        self._batch = engine.batch()
+        self._put = self._batch.put
+        self._last_commit_version = state.last_commit_version
+        self._changes: list[bytes] = []
+        self._conflicts: ConflictCheck | None = None
+        self.outcomes: list[Applied | Refusal | None] = []
+        self.new_families: dict[bytes, FamilyEntry] = {}
+        self.mutations = 0
+        self.refusals = 0
+        self.conflicts = 0
+
+    def stage_plain(self, entries: Sequence[Entry], start: int, stop: int) -> int:
+        """
+        Stage entries from ``start`` while they are plain sets and deletes in the default family, at most to ``stop``.
+
+        Returns:
+            Position of the first entry that was not staged.
+        """
+        put = self._put
+        changes = self._changes
+        note = changes.append
+        noted = len(changes)
+        for entry in entries[start:stop]:
+            if entry.kind != _COMMAND:
+                break
+            record = entry.record
+            head, key_bytes = _unpack_plain(record, _OPCODE_AT)
+            end = _KEY_AT + key_bytes
+            version = record[_INDEX_AT:_INDEX_END]
+            if head == _PLAIN_SET:
+                value = record[end:]
+                if len(value) <= INLINE_VALUE_BYTES_MAX:
+                    if not value and end > len(record):
+                        raise _cut_short(entry)
+                    put(CURRENT_DEFAULT + record[_KEY_AT:end], version + value)
+                else:
+                    put(CURRENT_DEFAULT + record[_KEY_AT:end], IN_HISTORY + version[1:])
+                put(HISTORY_DEFAULT + record[_KEY_LENGTH_AT:end] + version + KIND_SET, value)
+            elif head == _PLAIN_DELETE:
+                if end != len(record):
+                    raise _cut_short(entry)
+                put(CURRENT_DEFAULT + record[_KEY_AT:end], TOMBSTONE + version[1:])
+                put(HISTORY_DEFAULT + record[_KEY_LENGTH_AT:end] + version + KIND_DELETE, b"")
+            else:
+                break
+            note(version + record[_OPCODE_AT:end])
+        staged = len(changes) - noted
+        if staged:
+            start += staged
+            self.mutations += staged
+            self.outcomes += [APPLIED] * staged
+            self._last_commit_version = entries[start - 1].index
+        return start
+
+    def stage_other(self, entry: Entry) -> Generator[None, None, None]:
+        """Stage one entry of any kind; yields where the caller may serve others."""
+        if entry.kind != _COMMAND:
+            if entry.kind not in (EntryKind.NOOP, EntryKind.CONFIGURATION):
+                msg = (
+                    f"log entry {entry.index} has kind {entry.kind}, which this release does not know; "
+                    "run the release that wrote it"
+                )
+                raise LocalError(msg)
+            self.outcomes.append(None)
+            return
+        operation = decode_operation(entry.record, _OPCODE_AT)
+        outcome: Applied | Refusal
+        if isinstance(operation, AtomicCommit):
+            refusal: Refusal | None = None
+            if operation.conflict_keys or operation.conflict_ranges:
+                refusal = yield from self._conflict_check().refusal(operation, entry.index)
+            outcome = refusal or (yield from self._stage_mutations(entry, operation.mutations))
+        else:
+            outcome = yield from self._stage_mutations(entry, (operation,))
+        self.outcomes.append(outcome)
+        if isinstance(outcome, Applied):
+            self._last_commit_version = entry.index
+        else:
+            self.refusals += 1
+            self.conflicts += outcome.code == ErrorCode.CONFLICT
+
+    def finish(self, applied_index: Index) -> StateRow:
+        """
+        Write the batch: data, changes, new families and the state row, all or nothing.
+
+        Raises:
+            WriteStalledError: Nothing was written and nothing may be taken over from this group.
+        """
+        if applied_index >= VERSION_LIMIT:
+            msg = f"log index {applied_index} is not below {VERSION_LIMIT}"
+            raise AssertionError(msg)
+        put = self._put
+        if self._changes:
+            self._put_changes()
+        for name, family in self.new_families.items():
+            put(FAMILY_PREFIX + name, pack_family(family.family_id, family.created))
+        state = StateRow(applied_index, self._last_commit_version, self._state.low_watermark)
+        put(STATE_KEY, pack_state(*state))
+        self._engine.write(self._batch)
+        return state
+
+    def _put_changes(self) -> None:
+        """Write the change records: one row, or several of bounded size that are numbered within the group."""
+        joined = b"".join(self._changes)
+        if len(joined) <= CHANGES_ROW_BYTES_MAX:
+            self._put(changes_key(int.from_bytes(self._changes[-1][:8], "big")), joined)
+            return
+        row: list[bytes] = []
+        row_bytes = part = 0
+        for position, record in enumerate(self._changes, 1):
+            row.append(record)
+            row_bytes += len(record)
+            if row_bytes >= CHANGES_ROW_BYTES_MAX or position == len(self._changes):
+                self._put(changes_key(int.from_bytes(record[:8], "big"), part), b"".join(row))
+                row, row_bytes, part = [], 0, part + 1
+
+    def _stage_mutations(self, entry: Entry, mutations: Sequence[Mutation]) -> Generator[None, None, Applied | Refusal]:
+        """Stage mutations at one version, all or nothing; the last one on a key wins, one row per key."""
+        version = entry.record[_INDEX_AT:_INDEX_END]
+        net: dict[tuple[bytes, bytes], bytes | None] = {}
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        for position, (kind, family, key, value) in enumerate(mutations, 1):
+            if kind == MutationKind.SET:
+                net[family, key] = value
+            elif kind == MutationKind.DELETE:
+                net[family, key] = None
+            else:
+                buffer = key if kind == MutationKind.VERSIONSTAMPED_KEY else value
+                if len(buffer) < STAMP_BYTES:
+                    text = f"operation {position - 1}: a versionstamp needs a buffer of at least {STAMP_BYTES} bytes"
+                    return Refusal(ErrorCode.INVALID_OPERATION, text)
+                stamped = buffer[:-STAMP_BYTES] + version + _U16.pack(len(keys) + len(values))
+                if kind == MutationKind.VERSIONSTAMPED_KEY:
+                    keys.append(stamped)
+                    net[family, stamped] = value
+                elif kind == MutationKind.VERSIONSTAMPED_VALUE:
+                    values.append(stamped)
+                    net[family, key] = stamped
+                else:
+                    msg = f"log entry {entry.index} holds a mutation of unknown kind {kind}"
+                    raise LocalError(msg)
+            if position % SLICE_MUTATIONS == 0:
+                yield
+        for position, ((family, key), final) in enumerate(net.items(), 1):
+            self._put_rows(entry.index, version, family, key, final)
+            if position % SLICE_MUTATIONS == 0:
+                yield
+        self.mutations += len(net)
+        return Applied(tuple(keys), tuple(values)) if keys or values else APPLIED
+
+    def _put_rows(self, index: Index, version: bytes, family_name: bytes, key: bytes, value: bytes | None) -> None:
+        """Stage the rows of one key's net effect: a value, or None for a delete."""
+        family = self.family_of(family_name)
+        if family is None:
+            family = self._catalogue.next_entry(len(self.new_families), index)
+            self.new_families[family_name] = family
+        put = self._put
+        history = family.history + pack_u32(len(key)) + key + version
+        if value is None:
+            put(family.current + key, TOMBSTONE + version[1:])
+            put(history + KIND_DELETE, b"")
+            self._changes.append(change_record(version, KIND_DELETE, family.varint, key))
+            return
+        inline = len(value) <= INLINE_VALUE_BYTES_MAX
+        put(family.current + key, version + value if inline else IN_HISTORY + version[1:])
+        put(history + KIND_SET, value)
+        self._changes.append(change_record(version, KIND_SET, family.varint, key))
+
+    def family_of(self, name: bytes) -> FamilyEntry | None:
+        """The family of this name, created before this group or in it."""
+        return self._catalogue.by_name.get(name) or self.new_families.get(name)
+
+    def _conflict_check(self) -> ConflictCheck:
+        """The group's conflict check, made when the first commit with a conflict set comes by."""
+        if self._conflicts is None:
+            self._conflicts = ConflictCheck(
+                self._engine,
+                self._changes,
+                self.family_of,
+                self._state.low_watermark,
+                self._state.last_commit_version,
+            )
+        return self._conflicts
+
+
+def _cut_short(entry: Entry) -> LocalError:
+    """The error for a record whose lengths do not fit; guessing is forbidden, because the entry was committed."""
+    return LocalError(f"log entry {entry.index} is shorter or longer than its key length says; the node must stop")

@@ -1,0 +1,202 @@
+"""
+The rows of the store, byte by byte; docs/formats/store.md is the same in prose.
+
+Layout "blind" (docs/decisions/0010): a write puts its value into `current` and into `history` and reads nothing. Four
+key spaces, told apart by the first byte::
+
+    00  meta      00 "format"                                 -> format version u8
+                  00 "state"                                  -> applied index, last commit version, watermark: u64 each
+                  00 "family" name                            -> family id u32, version of its creation u64
+    01  current   01 family id u32, key                       -> flag u8, version u56, value if the flag is INLINE
+    02  history   02 family id u32, key length u32, key,
+                     version u64, kind u8                     -> value (empty for a delete)
+    03  changes   03 version u64, part u32                    -> records of one applied group, see `change_record`
+
+All integers are big-endian. Flag and version of a `current` row are together the eight bytes of the version, because a
+version is below 2**56: so an inline row begins with the very bytes that the log record holds as its index.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from kvorum.core.errors import LocalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvorum.core.ids import Index
+
+FORMAT_VERSION: Final = 1
+
+VERSION_LIMIT: Final = 1 << 56
+"""Versions stay below this: the first byte of a `current` row is its flag."""
+
+INLINE_VALUE_BYTES_MAX: Final = 1024
+"""Larger values are in `history` only: a second copy would cost more than the second look-up of a read."""
+
+CHANGES_ROW_BYTES_MAX: Final = 64 * 1024
+"""A group's records go on in a further part beyond this, so that walking the changes needs little memory."""
+
+META: Final = b"\x00"
+CURRENT: Final = b"\x01"
+HISTORY: Final = b"\x02"
+CHANGES: Final = b"\x03"
+CHANGES_END: Final = b"\x04"
+
+FORMAT_KEY: Final = META + b"format"
+STATE_KEY: Final = META + b"state"
+FAMILY_PREFIX: Final = META + b"family"
+FAMILY_PREFIX_END: Final = META + b"familz"
+
+DEFAULT_FAMILY_ID: Final = 0
+FAMILY_ID_BYTES: Final = 4
+CURRENT_KEY_OFFSET: Final = 1 + FAMILY_ID_BYTES
+"""Where the client's key begins in a `current` key."""
+HISTORY_KEY_OFFSET: Final = CURRENT_KEY_OFFSET + 4
+"""Where the client's key begins in a `history` key."""
+HISTORY_SUFFIX_BYTES: Final = 9
+"""Version and kind at the end of a `history` key."""
+ROW_HEAD_BYTES: Final = 8
+"""Flag and version at the start of a `current` row."""
+
+CURRENT_DEFAULT: Final = CURRENT + bytes(FAMILY_ID_BYTES)
+HISTORY_DEFAULT: Final = HISTORY + bytes(FAMILY_ID_BYTES)
+
+FLAG_INLINE: Final = 0
+"""The value follows."""
+FLAG_TOMBSTONE: Final = 1
+"""The key was deleted at this version."""
+FLAG_HISTORY: Final = 2
+"""The value is in the `history` row of this version."""
+TOMBSTONE: Final = bytes((FLAG_TOMBSTONE,))
+IN_HISTORY: Final = bytes((FLAG_HISTORY,))
+
+KIND_SET: Final = b"\x01"
+KIND_DELETE: Final = b"\x02"
+
+_STATE: Final = struct.Struct(">QQQ")
+_FAMILY: Final = struct.Struct(">IQ")
+_CHANGES_KEY: Final = struct.Struct(">QI")
+_U32: Final = struct.Struct(">I")
+_U64: Final = struct.Struct(">Q")
+pack_u32 = _U32.pack
+pack_u64 = _U64.pack
+pack_state = _STATE.pack
+pack_family = _FAMILY.pack
+
+
+class StateRow(NamedTuple):
+    """Where the store stands; written with every group."""
+
+    applied_index: Index = 0
+    last_commit_version: Index = 0
+    low_watermark: Index = 0
+
+
+class Family(NamedTuple):
+    """A catalogue row."""
+
+    family_id: int
+    created: Index
+
+
+class Change(NamedTuple):
+    """One record of the changes: a key was written at a version."""
+
+    version: Index
+    kind: int
+    family_id: int
+    key: bytes
+
+
+def unpack_state(row: bytes) -> StateRow:
+    """Inverse of `pack_state`."""
+    return StateRow(*_STATE.unpack(row))
+
+
+def unpack_family(row: bytes) -> Family:
+    """Inverse of `pack_family`."""
+    return Family(*_FAMILY.unpack(row))
+
+
+def current_prefix(family_id: int) -> bytes:
+    """Start of every `current` key of a family."""
+    return CURRENT + pack_u32(family_id)
+
+
+def row_version(row: bytes) -> Index:
+    """Version of a `current` row."""
+    return int.from_bytes(row[1:ROW_HEAD_BYTES], "big")
+
+
+def history_prefix(family_id: int, key: bytes) -> bytes:
+    """Start of the `history` keys of one key; neighbours of other lengths never interleave."""
+    return HISTORY + pack_u32(family_id) + pack_u32(len(key)) + key
+
+
+def history_prefix_of_current(current_key: bytes) -> bytes:
+    """`history_prefix` of the same key as a `current` key."""
+    key = current_key[CURRENT_KEY_OFFSET:]
+    return HISTORY + current_key[1:CURRENT_KEY_OFFSET] + pack_u32(len(key)) + key
+
+
+def current_key_of_history(history_key: bytes) -> bytes:
+    """The `current` key of the same key as a `history` key."""
+    return CURRENT + history_key[1:CURRENT_KEY_OFFSET] + history_key[HISTORY_KEY_OFFSET:-HISTORY_SUFFIX_BYTES]
+
+
+def history_version(history_key: bytes) -> Index:
+    """Version of a `history` row."""
+    return int.from_bytes(history_key[-HISTORY_SUFFIX_BYTES:-1], "big")
+
+
+def changes_key(version: Index, part: int = 0) -> bytes:
+    """
+    Key of a changes row: the version of its last record.
+
+    A walk from ``changes_key(v + 1)`` meets every record above ``v`` and, in the first rows, perhaps older ones.
+    """
+    return CHANGES + _CHANGES_KEY.pack(version, part)
+
+
+def family_varint(family_id: int) -> bytes:
+    """
+    Family id as it stands in a change record: seven bits a byte, lowest first, 128 marks that more follow.
+
+    The default family is one zero byte, like its empty name in the log, so that a plain write's record is a slice.
+    """
+    out = bytearray()
+    while family_id >= 0x80:  # noqa: PLR2004 - the continuation bit
+        out.append(family_id & 0x7F | 0x80)
+        family_id >>= 7
+    out.append(family_id)
+    return bytes(out)
+
+
+def change_record(version: bytes, kind: bytes, varint: bytes, key: bytes) -> bytes:
+    """One record: version u64, kind u8, family varint, key length u32, key."""
+    return version + kind + varint + pack_u32(len(key)) + key
+
+
+def parse_changes(row: bytes) -> Iterator[Change]:
+    """Read the records of one changes row in the order in which they were applied."""
+    at, end = 0, len(row)
+    while at < end:
+        version, kind = int.from_bytes(row[at : at + 8], "big"), row[at + 8]
+        at += 9
+        family_id, shift = 0, 0
+        while True:
+            byte = row[at]
+            at += 1
+            family_id |= (byte & 0x7F) << shift
+            if byte < 0x80:  # noqa: PLR2004 - the continuation bit
+                break
+            shift += 7
+        begin = at + 4
+        at = begin + int.from_bytes(row[at:begin], "big")
+        yield Change(version, kind, family_id, row[begin:at])
+    if at != end:
+        msg = f"changes row ends at byte {at} of {end}"
+        raise LocalError(msg)
