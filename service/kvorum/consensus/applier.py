@@ -117,7 +117,7 @@ class Applier:
             self._scheduled = True
             self._loop.call_soon(self._resume)
 
-    # --- durable index --------------------------------------------------------------------------------------------------
+    # --- durable index ---
 
     def _note_unflushed(self, entries: Sequence[Entry]) -> None:
         self._unflushed_entries += len(entries)

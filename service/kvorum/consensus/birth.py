@@ -1,5 +1,5 @@
 """
-May an empty data directory take part in forming a cluster? (architecture section 3, decision 0008)
+The birth rule: when an empty data directory may take part in forming a cluster (architecture section 3).
 
 With static endpoints every node derives the same first log entry. Writing it is safe only while nobody has data:
 an empty directory in an old seat may have voted and acknowledged in a life that it forgot. So:

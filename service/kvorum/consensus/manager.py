@@ -8,23 +8,24 @@ what clients asked for and hands it over as one batch. Everything runs on one lo
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kvorum.consensus import frames
 from kvorum.consensus.applier import Applier
-from kvorum.consensus.birth import judge
 from kvorum.consensus.contacts import Contacts
+from kvorum.consensus.peering import Peering
 from kvorum.consensus.proposals import Proposals
 from kvorum.consensus.reads import Reads
 from kvorum.consensus.registry import AlgorithmSettings, build_machine
 from kvorum.core.codec import TAG
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
-from kvorum.core.errors import ErrorCode, Refusal, RemoteError, StartupError
+from kvorum.core.errors import ErrorCode, Refusal, StartupError
 from kvorum.core.machine import (
-    Apply,
     AppliedUpTo,
+    Apply,
     DropReads,
     LeadershipChanged,
     Persist,
@@ -37,12 +38,10 @@ from kvorum.core.machine import (
     ServeReads,
     Ticked,
 )
-from kvorum.core.ports import Greeting, RecoveredLog
 from kvorum.core.status import Health, NodeReport
 from kvorum.observe.histogram import LatencyHistogram
 
 if TYPE_CHECKING:
-    import asyncio
     import random
     from collections.abc import Callable, Sequence
 
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from kvorum.core.ids import Incarnation, Index, NodeId, Term, Ticket
     from kvorum.core.machine import Effect, Event, Machine
     from kvorum.core.operations import Applied
-    from kvorum.core.ports import Log, PeerLinks, PendingRead, PendingWrite, StateMachine
+    from kvorum.core.ports import Log, PeerLinks, PendingRead, PendingWrite, RecoveredLog, StateMachine
 
 TICK_S: Final = 0.02
 """How often the machine hears of time: a fifth of the default heartbeat."""
@@ -131,7 +130,6 @@ class ConsensusManager:
         self._flush_scheduled = False
         self._ticks = 0
         self._last_tick = self._started
-        self._last_report = self._started
         self._stopping = False
         self.has_space = True
         self.cluster_id = around.cluster_id
@@ -140,6 +138,7 @@ class ConsensusManager:
         self.proposals = Proposals(
             self, prefix, leader_wait_s=settings.leader_wait_s, outstanding_max=settings.outstanding_max
         )
+        self.peering = Peering(self, around.links, around.incarnation, around.logger)
         self.reads = Reads(self, leader_wait_s=settings.leader_wait_s)
         self.applier = Applier(
             around.state, around.loop, around.clock, on_applied=self._group_applied, flush=around.flush
@@ -147,16 +146,16 @@ class ConsensusManager:
         self.leader_changes_total = 0
         self.loop_lag = LatencyHistogram(0.001, 14)
         self._last_leader: NodeId | None = None
-        self._leader_heard = self._started
+        self.leader_heard = self._started
 
-    # --- life -----------------------------------------------------------------------------------------------------------
+    # --- life ---
 
     def start(self) -> None:
         """Open the log's thread and the links, then be born, rejoin, or wait for the others."""
         self._log.start(self._persisted, self._space_changed)
         recovered = self._log.recovered
         if recovered.last_index > 0:
-            self._become_member(recovered)
+            self.become_member(recovered)
         elif self.cluster_id is not None:
             msg = (
                 "the data directory belongs to a cluster but its log is empty: it was damaged or cleared by hand; "
@@ -164,15 +163,13 @@ class ConsensusManager:
             )
             raise StartupError(msg)
         if self._links is not None:
-            self._links.start(self)
+            self._links.start(self.peering)
         if self.machine is None:
-            self._consider_birth()
+            self.peering.consider_birth()
         self._schedule_tick()
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new work, give what is under way up to ``grace_s``, then stop links and log."""
-        import asyncio  # noqa: PLC0415 - the only coroutine here; everything else needs no asyncio
-
         self._stopping = True
         self.proposals.shut_down()
         end = self.clock() + grace_s
@@ -184,7 +181,8 @@ class ConsensusManager:
             await self._links.stop()
         await self._log.stop()
 
-    def _become_member(self, recovered: RecoveredLog) -> None:
+    def become_member(self, recovered: RecoveredLog) -> None:
+        """Start the machine on a log that holds at least the first configuration."""
         settings = self.settings
         self.cluster_id = self.cluster_id or settings.configuration.birth_id()
         self._around.on_born(self.cluster_id)
@@ -205,40 +203,9 @@ class ConsensusManager:
             last_index=self.machine.last_index,
             applied_index=self._state.applied_index,
         )
-        self._send_reports()
+        self.peering.send_reports()
 
-    def _consider_birth(self) -> None:
-        verdict = judge(
-            self.node_id, self._around.incarnation, self.settings.configuration, self._linked_reports()
-        )
-        if verdict.refuse is not None:
-            self._around.on_refused(StartupError(verdict.refuse))
-        elif verdict.born:
-            self._bear()
-
-    def _linked_reports(self) -> dict[NodeId, frames.Report]:
-        return {peer: report for peer, report in self.contacts.reports.items() if peer in self.contacts.greetings}
-
-    def _bear(self) -> None:
-        """Write log entry 1 as every other node does, and start the machine once it is durable."""
-        configuration = self.settings.configuration
-        entry = Entry.create(1, _BIRTH_TERM, EntryKind.CONFIGURATION, 0, configuration.encode())
-        hard_state = HardState(_BIRTH_TERM, None)
-        self._born = RecoveredLog(
-            hard_state=hard_state,
-            base_index=0,
-            base_term=0,
-            last_index=1,
-            terms=((1, _BIRTH_TERM),),
-            configurations=((1, configuration),),
-        )
-        self._bearing = True
-        self._log.append(0, hard_state, EntryBatch([entry]))
-
-    _born: RecoveredLog | None = None
-    _bearing = False
-
-    # --- what routing asks -------------------------------------------------------------------------------------------------
+    # --- what routing asks ---
 
     @property
     def term(self) -> Term:
@@ -264,6 +231,11 @@ class ConsensusManager:
     def applied_index(self) -> Index:
         """What reads on this node show."""
         return self._state.applied_index
+
+    @property
+    def uptime_s(self) -> float:
+        """Age of this manager, in practice of the process."""
+        return self.clock() - self._started
 
     @property
     def members(self) -> Configuration:
@@ -302,7 +274,7 @@ class ConsensusManager:
         """
         now = self.clock()
         if not self.is_leader:
-            return now - self._leader_heard
+            return now - self.leader_heard
         age = self.contacts.quorum_age_s(self.members, now)
         return 0.0 if age < self.settings.timings.election_timeout_s else age
 
@@ -326,7 +298,7 @@ class ConsensusManager:
         now = self.clock()
         hint = self.leader_hint()
         leader = None if hint is None else hint[0]
-        uptime_s = now - self._started
+        uptime_s = self.uptime_s
         return NodeReport(
             node_id=self.node_id,
             role=self.machine.role if self.machine else Role.FOLLOWER,
@@ -371,7 +343,7 @@ class ConsensusManager:
         report = self.contacts.reports.get(self.leader) if self.leader is not None else None
         return report is not None and self.applied_index + self.settings.outstanding_max >= report.commit_index
 
-    # --- events in ---------------------------------------------------------------------------------------------------------
+    # --- events in ---
 
     def feed(self, event: Event) -> None:
         """Give the machine one event and carry out all that follows, in order."""
@@ -399,10 +371,8 @@ class ConsensusManager:
         self.reads.flush()
 
     def _persisted(self, ticket: Ticket) -> None:
-        if self._bearing:
-            self._bearing = False
-            assert self._born is not None
-            self._become_member(self._born)
+        if self.machine is None:
+            self.become_member(self.peering.born())
             return
         self._durable = ticket
         if self._held:
@@ -427,7 +397,7 @@ class ConsensusManager:
         else:
             self._logger.error("disk full: this node votes and appends nothing until there is space")
 
-    # --- effects out ---------------------------------------------------------------------------------------------------------
+    # --- effects out ---
 
     def _execute(self, effect: Effect) -> None:
         kind = type(effect)
@@ -459,7 +429,7 @@ class ConsensusManager:
             "leadership changed", term=change.term, role=change.role, leader=change.leader, reason=change.reason
         )
         if change.leader is not None:
-            self._leader_heard = self.clock()
+            self.leader_heard = self.clock()
         if change.leader is not None and change.leader != self._last_leader:
             self._last_leader = change.leader
             self.leader_changes_total += 1
@@ -472,7 +442,7 @@ class ConsensusManager:
         self.reads.applied(index)
         self.feed(AppliedUpTo(index))
 
-    # --- hosts of proposals and reads -------------------------------------------------------------------------------------------
+    # --- hosts of proposals and reads ---
 
     def room(self) -> int:
         """Entries that may still be appended before some are applied; none while the engine is stalled."""
@@ -492,115 +462,31 @@ class ConsensusManager:
         """Give one frame to a peer; False if it certainly did not leave."""
         return self._links is not None and self.has_space and self._links.send(peer, kind, parts)
 
-    # --- peers ------------------------------------------------------------------------------------------------------------------
+    def propose_configuration(self, configuration: Configuration) -> None:
+        """Append a configuration entry as the leader; in force from that moment."""
+        self.feed(Proposed([configuration.encode()], self._around.wall_ms(), EntryKind.CONFIGURATION))
 
-    def greet(self) -> Greeting:
-        """What this node says of itself at every handshake."""
-        own = self.settings.configuration.member(self.node_id)
-        assert own is not None
-        return Greeting(
-            cluster_id=self.cluster_id or _ZERO_ID,
-            birth_id=self.settings.configuration.birth_id(),
-            node_id=self.node_id,
-            incarnation=self._around.incarnation,
-            client_endpoint=own.client_endpoint,
-            version=self.settings.version,
-        )
+    def write_first_entry(self, hard_state: HardState, batch: EntryBatch) -> None:
+        """Persist log entry 1 of a cluster that is being born; `become_member` follows when it is durable."""
+        self._log.append(0, hard_state, batch)
 
-    def admit(self, greeting: Greeting) -> str | None:
-        """Refuse strangers by name: another cluster, another file, an unknown seat."""
-        if greeting.node_id == self.node_id:
-            return f"node id {greeting.node_id} is this node's own: two nodes were started with the same id"
-        if self.members.member(greeting.node_id) is None:
-            return f"node id {greeting.node_id} is no member of this cluster"
-        if greeting.birth_id != self.settings.configuration.birth_id():
-            return "its configuration lists other members (replica_endpoints or consensus endpoints differ)"
-        if self.cluster_id and greeting.cluster_id not in (_ZERO_ID, self.cluster_id):
-            return f"it belongs to cluster {greeting.cluster_id.hex()}, this node to {self.cluster_id.hex()}"
-        return None
+    def refuse_to_start(self, why: str) -> None:
+        """This node may not join; the process ends with this message."""
+        self._around.on_refused(StartupError(why))
 
-    def link_up(self, peer: NodeId, greeting: Greeting) -> None:
-        """Our link to a peer stands: tell it about us, and send again what may have been lost."""
-        self.contacts.greetings[peer] = greeting
-        self.contacts.incarnations[peer] = greeting.incarnation
-        self._send_report(peer)
-        if self.machine is not None:
-            self.proposals.link_restored(peer)
-            self.reads.ask_again()
-
-    def link_down(self, peer: NodeId, reason: str) -> None:
-        """Frames given to this link may be lost."""
-        self.contacts.greetings.pop(peer, None)
-        self._logger.info("peer link down", peer=peer, reason=reason)
-        if peer == self.leader:
-            self.reads.ask_again()
-
-    def frame_received(self, peer: NodeId, incarnation: Incarnation, kind: int, payload: bytes) -> None:
-        """One frame from an admitted peer; frames of a data directory that does not hold its seat are ignored."""
-        if not self.has_space:
-            return
-        now = self.clock()
-        try:
-            if kind == frames.REPORT:
-                self.contacts.heard(peer, now)
-                self.contacts.incarnations[peer] = incarnation
-                self._report_received(peer, payload)
-                return
-            if self.machine is None or not self._holds_seat(peer, incarnation):
-                return
-            self.contacts.heard(peer, now)
-            self._dispatch(peer, kind, payload, now)
-        except RemoteError as error:
-            self._logger.warning("peer sent what this release cannot read", peer=peer, kind=kind, error=str(error))
-
-    def _holds_seat(self, peer: NodeId, incarnation: Incarnation) -> bool:
-        member = self.members.member(peer)
-        return member is not None and member.incarnation in (0, incarnation)
-
-    def _dispatch(self, peer: NodeId, kind: int, payload: bytes, now: float) -> None:
+    def message_received(self, peer: NodeId, payload: bytes) -> None:
+        """One message of the algorithm, from the directory that holds its seat."""
         assert self.machine is not None
-        if kind == frames.MACHINE:
-            self.feed(Received(peer, self.machine.decode(payload)))
-            if peer == self.machine.leader:
-                self._leader_heard = now
-        elif kind == frames.FORWARD:
-            self.proposals.forward_received(peer, payload)
-        elif kind == frames.FORWARD_REPLY:
-            self.proposals.forward_reply_received(peer, payload)
-        elif kind == frames.READ_INDEX:
-            self.reads.question_received(peer, payload)
-        elif kind == frames.READ_INDEX_REPLY:
-            self.reads.answer_received(payload)
-        else:
-            msg = f"unknown frame kind {kind}"
-            raise RemoteError(msg)
+        self.feed(Received(peer, self.machine.decode(payload)))
+        if peer == self.machine.leader:
+            self.leader_heard = self.clock()
 
-    def _report_received(self, peer: NodeId, payload: bytes) -> None:
-        self.contacts.reports[peer] = frames.decode_report(payload)
-        if self.machine is None and not self._bearing and not self._stopping:
-            self._consider_birth()
+    @property
+    def stopping(self) -> bool:
+        """Whether this node is on its way out."""
+        return self._stopping
 
-    def _send_reports(self) -> None:
-        self._last_report = self.clock()
-        for peer in self.contacts.greetings:
-            self._send_report(peer)
-
-    def _send_report(self, peer: NodeId) -> None:
-        member = self.members.member(peer) if self.machine else None
-        report = frames.Report(
-            born=self.machine is not None or self._bearing,
-            role=self.machine.role if self.machine else Role.FOLLOWER,
-            may_serve=self.may_serve,
-            term=self.term,
-            leader=self.leader,
-            commit_index=self.machine.commit_index if self.machine else 0,
-            applied_index=self.applied_index,
-            uptime_ms=int((self.clock() - self._started) * 1000),
-            recorded_incarnation=member.incarnation if member else 0,
-        )
-        self.send(peer, frames.REPORT, frames.encode_report(report))
-
-    # --- time ---------------------------------------------------------------------------------------------------------------------
+    # --- time ---
 
     def _schedule_tick(self) -> None:
         self._loop.call_later(TICK_S, self._tick)
@@ -610,7 +496,7 @@ class ConsensusManager:
         lag = now - self._last_tick - TICK_S
         self.loop_lag.observe(max(0.0, lag))
         if lag > STALL_S:
-            # Safety: after a stall, received messages are drained before any timer, or a pause would elect (catalogue 78).
+            # Safety: after a stall, received messages are drained before any timer, or a pause elects (catalogue 78).
             self._last_tick = now
             self._loop.call_later(0.001, self._tick)
             return
@@ -619,29 +505,8 @@ class ConsensusManager:
         if self.machine is not None and self.has_space:
             self.feed(Ticked(now, self._around.randomness.random()))
             self._flush()
-            if self.may_serve and self._ticks % EXPIRY_TICKS == 0:
-                self._record_incarnations()
         if self._ticks % EXPIRY_TICKS == 0:
             self.proposals.expire(now)
             self.reads.expire(now)
-        if now - self._last_report >= self.settings.health_check_interval_s or (
-            self.machine is None and self._ticks % EXPIRY_TICKS == 0
-        ):
-            self._send_reports()
+            self.peering.tick(now)
         self._schedule_tick()
-
-    def _record_incarnations(self) -> None:
-        """The leader writes into the configuration which data directory holds each seat (architecture section 3)."""
-        assert self.machine is not None
-        configuration = self.machine.configuration
-        if all(member.incarnation for member in configuration.members):
-            return
-        if self.machine.commit_index < self.machine.last_index:
-            return
-        recorded = configuration
-        known = {**self.contacts.incarnations, self.node_id: self._around.incarnation}
-        for member in configuration.members:
-            if not member.incarnation and member.node_id in known:
-                recorded = recorded.with_incarnation(member.node_id, known[member.node_id])
-        if recorded != configuration:
-            self.feed(Proposed([recorded.encode()], self._around.wall_ms(), EntryKind.CONFIGURATION))

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from kvorum.core.entries import Entry
     from kvorum.core.ids import NodeId, Term
-    from kvorum.core.ports import PendingWrite
     from kvorum.core.operations import Applied
+    from kvorum.core.ports import PendingWrite
 
 _SEQUENCE: Final = struct.Struct(">Q")
 _PREFIX_END: Final = HEADER_BYTES + 16
@@ -89,9 +89,7 @@ class _Proposal:
 
     __slots__ = ("deadline", "payload", "pending", "position", "received", "resent", "sequence", "term")
 
-    def __init__(
-        self, sequence: int, payload: bytes, pending: PendingWrite, received: float, deadline: float
-    ) -> None:
+    def __init__(self, sequence: int, payload: bytes, pending: PendingWrite, received: float, deadline: float) -> None:
         self.sequence = sequence
         self.payload = payload
         self.pending = pending
@@ -144,7 +142,7 @@ class Proposals:
         """Writes of this node's clients that are not answered yet, and forwards waiting for room."""
         return len(self._queue) + len(self._outstanding)
 
-    # --- from routing -----------------------------------------------------------------------------------------------
+    # --- from routing ---
 
     def propose(self, body: bytes, pending: PendingWrite, received: float, deadline: float) -> None:
         """
@@ -171,7 +169,7 @@ class Proposals:
         self._queue_bytes += len(payload)
         self._host.flush_soon()
 
-    # --- sending ----------------------------------------------------------------------------------------------------
+    # --- sending ---
 
     def flush(self) -> None:
         """Send what may be sent now: as leader into the log, else to the leader."""
@@ -286,7 +284,7 @@ class Proposals:
         # The next new forward may follow a decided position that the leader never saw.
         self._resync = True
 
-    # --- the leader's side of forwards --------------------------------------------------------------------------------
+    # --- the leader's side of forwards ---
 
     def forward_received(self, origin: NodeId, payload: bytes) -> None:
         """Take a follower's forwards into the queue in unbroken sequence, or say why not."""
@@ -324,7 +322,7 @@ class Proposals:
     def _reply(self, origin: NodeId, reply: frames.ForwardReply) -> None:
         self._host.send(origin, frames.FORWARD_REPLY, frames.encode_forward_reply(reply))
 
-    # --- the follower's side of replies --------------------------------------------------------------------------------
+    # --- the follower's side of replies ---
 
     def forward_reply_received(self, peer: NodeId, payload: bytes) -> None:
         """Learn that forwards were not taken."""
@@ -337,7 +335,11 @@ class Proposals:
         elif reply.kind == frames.NOT_LEADER:
             self._refused_term = reply.term
             self._take_back(
-                [p for p in self._outstanding.values() if p.term == reply.term and p.position >= reply.position and not p.resent]
+                [
+                    p
+                    for p in self._outstanding.values()
+                    if p.term == reply.term and p.position >= reply.position and not p.resent
+                ]
             )
         elif reply.kind == frames.REFUSED and reply.refusal is not None:
             for proposal in list(self._outstanding.values()):
@@ -346,7 +348,7 @@ class Proposals:
                     self.refused_total += 1
                     proposal.pending.decided(0, reply.refusal)
 
-    # --- what the log decides ------------------------------------------------------------------------------------------
+    # --- what the log decides ---
 
     def applied(self, entries: Sequence[Entry], outcomes: Sequence[Applied | Refusal | None]) -> None:
         """One applied group: answer those of this node, and bury what a later term shows to be dead."""
@@ -391,12 +393,12 @@ class Proposals:
     def leadership_changed(self) -> None:
         """Forwards of others that wait here die with our leadership; their own nodes revive them (rule 1)."""
         if self._host.leader != self._host.node_id and self._queue:
-            kept = deque(item for item in self._queue if type(item) is _Proposal)
+            kept: deque[_Proposal | _Forwarded] = deque(item for item in self._queue if type(item) is _Proposal)
             self._queue = kept
             self._queue_bytes = sum(len(item.payload) for item in kept)
         self._host.flush_soon()
 
-    # --- time --------------------------------------------------------------------------------------------------------
+    # --- time ---
 
     def expire(self, now: float) -> None:
         """Answer whoever ran out of time; called a few times a second and after a revival."""

@@ -40,7 +40,7 @@ class _Remote(NamedTuple):
 class _ForApply(NamedTuple):
     """Ordered by index, then by arrival."""
 
-    index: Index
+    ready_at: Index
     number: int
     deadline: float
     refusal: Refusal
@@ -108,7 +108,7 @@ class Reads:
         """Reads that are not served yet."""
         return len(self._asking) + sum(map(len, self._asked.values())) + len(self._for_apply)
 
-    # --- asking -----------------------------------------------------------------------------------------------------
+    # --- asking ---
 
     def ask(self, pending: PendingRead, received: float, deadline: float, *, confirm: bool) -> None:
         """
@@ -167,7 +167,7 @@ class Reads:
             self._asking += self._asked.pop(request)
         self._host.flush_soon()
 
-    # --- answers ------------------------------------------------------------------------------------------------------
+    # --- answers ---
 
     def confirmed(self, requests: Sequence[int], index: Index) -> None:
         """The algorithm confirmed these requests at ``index``."""
@@ -214,7 +214,7 @@ class Reads:
         else:
             self._serve_at(index, batch)
 
-    # --- waiting for the own apply --------------------------------------------------------------------------------------
+    # --- waiting for the own apply ---
 
     def _serve_at(self, index: Index, batch: Sequence[_Waiting]) -> None:
         if self._host.applied_index >= index:
@@ -231,10 +231,10 @@ class Reads:
     def applied(self, index: Index) -> None:
         """This node now shows everything up to ``index``."""
         waiting = self._for_apply
-        while waiting and waiting[0].index <= index:
+        while waiting and waiting[0].ready_at <= index:
             heapq.heappop(waiting).pending.serve()
 
-    # --- time ----------------------------------------------------------------------------------------------------------
+    # --- time ---
 
     def expire(self, now: float) -> None:
         """Refuse whoever ran out of time; called a few times a second."""

@@ -27,7 +27,7 @@ class AlgorithmSettings:
 
 
 def _raft(
-    node_id: NodeId, recovered: RecoveredLog, log: Log, settings: AlgorithmSettings, applied: Index, now: float
+    node_id: NodeId, recovered: RecoveredLog, log: Log, settings: AlgorithmSettings, *, applied: Index, now: float
 ) -> Machine:
     raft_settings = RaftSettings(
         election_timeout_s=settings.election_timeout_s,
@@ -61,4 +61,4 @@ def build_machine(
         known = ", ".join(sorted(ALGORITHMS))
         msg = f"[consensus] algorithm = {algorithm!r}: this release has {known}"
         raise StartupError(msg)
-    return factory(node_id, recovered, log, settings, applied_index, now)
+    return factory(node_id, recovered, log, settings, applied=applied_index, now=now)

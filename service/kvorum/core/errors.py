@@ -69,7 +69,7 @@ class StorageFailedError(KvorumError):
 
 
 class WriteStalledError(KvorumError):
-    """The storage engine asks to wait; nothing was written and the batch is spent: build it again, later, from the loop."""
+    """The storage engine asks to wait; nothing was written and the batch is spent: build it again later."""
 
 
 class StartupError(KvorumError):

@@ -1,4 +1,4 @@
-"""Names for the integers that travel everywhere; aliases and not classes, because the hot path makes millions of them."""
+"""Names for the integers that travel everywhere; aliases and not classes: the hot path makes millions of them."""
 
 from typing import TypeAlias
 

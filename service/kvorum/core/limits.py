@@ -1,4 +1,4 @@
-"""Constants that bound something, each with the sentence that justifies the number. Configurable ones live in `config`."""
+"""Constants that bound something, each with the sentence that justifies it. Configurable ones live in `config`."""
 
 KEY_BYTES_MAX = 10_240
 """Default for the longest key, after stamping (contract section 9)."""

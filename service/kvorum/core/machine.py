@@ -31,7 +31,7 @@ class Role:
     LEARNER = "learner"
 
 
-# --- events: past facts -------------------------------------------------------------------------------------------
+# --- events: past facts ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class AppliedUpTo:
 Event: TypeAlias = Ticked | Received | Proposed | ReadAsked | Persisted | AppliedUpTo
 
 
-# --- effects: orders, to be carried out in the order given -----------------------------------------------------------
+# --- effects: orders, to be carried out in the order given ---
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """
 What the rooms need from the outside world, in their own words.
 
-Adapters are handed in by `app`; the simulator hands in its own. Every fake passes the conformance tests of the real one.
+Adapters are handed in by `app`; the simulator hands in its own. Fakes pass the conformance tests of the real ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kvorum.core.operations import Applied
 
 
-# --- storage engine ------------------------------------------------------------------------------------------------
+# --- storage engine ---
 
 
 class WriteBatch(Protocol):
@@ -69,7 +69,7 @@ class EngineStatistics:
 
 
 class StorageEngine(View, Protocol):
-    """The one storage port. A write is atomic; it is durable only after `flush` (the consensus log replays the rest)."""
+    """The one storage port. A write is atomic; it is durable only after `flush` (the log replays the rest)."""
 
     def batch(self) -> WriteBatch:
         """An empty batch for `write`."""
@@ -102,7 +102,7 @@ class StorageEngine(View, Protocol):
         ...
 
 
-# --- the consensus log ------------------------------------------------------------------------------------------------
+# --- the consensus log ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ class Log(Protocol):
         ...
 
 
-# --- peers ------------------------------------------------------------------------------------------------------------
+# --- peers ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ class PeerLinks(Protocol):
         ...
 
 
-# --- the replicated state machine -----------------------------------------------------------------------------------
+# --- the replicated state machine ---
 
 
 class StateMachine(Protocol):
@@ -245,7 +245,7 @@ class StateMachine(Protocol):
         ...
 
 
-# --- those who wait ----------------------------------------------------------------------------------------------------
+# --- those who wait ---
 
 
 class PendingWrite(Protocol):

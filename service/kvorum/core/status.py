@@ -1,10 +1,12 @@
-"""What a node knows of itself and its peers, as plain values for getStatus, diagnostics, metrics and the status page."""
+"""What a node knows of itself and its peers, as plain values for getStatus, diagnostics and metrics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from kvorum.core.ids import Index, NodeId, Term
+if TYPE_CHECKING:
+    from kvorum.core.ids import Index, NodeId, Term
 
 
 class Health:

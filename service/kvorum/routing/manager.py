@@ -110,12 +110,10 @@ class RoutingManager:
         self._clock = clock
         self._fresh_until = 0.0
         self._redirects = settings.follower_writes == "redirect"
-        if not self._redirects:
-            self.write = consensus.propose  # one call less on the hot path; same signature, same promise
 
-    # --- writes ---------------------------------------------------------------------------------------------------------------
+    # --- writes ---
 
-    def write(self, body: bytes, pending: PendingWrite, received: float, deadline: float) -> None:  # type: ignore[no-redef]
+    def write(self, body: bytes, pending: PendingWrite, received: float, deadline: float) -> None:
         """
         Take one write; ``pending`` is told exactly once, perhaps before this returns.
 
@@ -135,7 +133,7 @@ class RoutingManager:
         assert hint is not None
         return Refusal(ErrorCode.NOT_LEADER, f"this node does not lead; send it to {hint[1]}", *hint)
 
-    # --- reads ----------------------------------------------------------------------------------------------------------------
+    # --- reads ---
 
     def read(self, level: str, pending: PendingRead, received: float, deadline: float) -> bool:
         """
@@ -204,7 +202,7 @@ class RoutingManager:
         self._consensus.wait_applied(version, pending, expires, Refusal(ErrorCode.FUTURE_VERSION, text))
         return False
 
-    # --- status ---------------------------------------------------------------------------------------------------------------
+    # --- status ---
 
     def report(self) -> NodeReport:
         """Status of this node, for the diagnostics."""

@@ -331,9 +331,7 @@ def test_forward_frame_cut_short_is_a_remote_error(cut):
     """Frames that do not fit are refused as the peer's fault and change nothing."""
     host, subject = build(1)
     host.leader = 1
-    whole = b"".join(
-        frames.encode_forward(1, 0, [frames.ForwardItem(5, b"x" * (TAG_BYTES + 3))], resync=True)
-    )
+    whole = b"".join(frames.encode_forward(1, 0, [frames.ForwardItem(5, b"x" * (TAG_BYTES + 3))], resync=True))
     with pytest.raises(frames.RemoteError):
         subject.forward_received(0, whole[:-cut])
 
