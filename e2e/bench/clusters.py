@@ -1,0 +1,299 @@
+"""Three fresh nodes of kvorum, or of etcd, on loopback, and what can be seen of their processes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+NODES = 3
+START_S_MAX = 30.0
+STOP_S_MAX = 20.0
+CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+HTTP_OK = 200
+THRIFT_STRING = 11
+
+
+class ClusterError(Exception):
+    """A cluster did not start, has no leader, or lost a node."""
+
+
+class Cluster:
+    """Processes that were started for one bench and end with it."""
+
+    name = "cluster"
+    protocol = ""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing runs before `start`."""
+        self.folder = folder / self.name
+        self.folder.mkdir(parents=True)
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.endpoints: list[str] = []
+
+    def __enter__(self) -> Self:
+        """Start, and stop again if that fails."""
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start all nodes and wait until one of them leads."""
+        raise NotImplementedError
+
+    def find_leader(self) -> str | None:
+        """Endpoint of the node that leads, or None."""
+        raise NotImplementedError
+
+    @property
+    def leader(self) -> str:
+        """Endpoint of the node that leads."""
+        self.check()
+        return self._wait(self.find_leader, "a leader")
+
+    @property
+    def followers(self) -> list[str]:
+        """Endpoints of the others."""
+        leader = self.leader
+        return [endpoint for endpoint in self.endpoints if endpoint != leader]
+
+    def check(self) -> None:
+        """Raise if a node has ended."""
+        for number, process in enumerate(self.processes):
+            if process.poll() is not None:
+                msg = f"{self.name} node {number} ended with status {process.returncode}:\n{self._tail(number)}"
+                raise ClusterError(msg)
+
+    def stop(self) -> None:
+        """End every node, by force if need be."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S_MAX
+        for process in self.processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def resident_mib(self) -> list[float]:
+        """Resident memory of each node now."""
+        return [_resident_kib(process.pid) / 1024 for process in self.processes]
+
+    def cpu_seconds(self) -> list[float]:
+        """CPU time of each node since its start."""
+        return [_cpu_seconds(process.pid) for process in self.processes]
+
+    def _spawn(self, number: int, command: list[str], environment: dict[str, str] | None = None) -> None:
+        with self._log_path(number).open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder, env=environment
+                )
+            )
+
+    def _wait(self, look: Callable[[], str | None], what: str) -> str:
+        deadline = time.monotonic() + START_S_MAX
+        while time.monotonic() < deadline:
+            self.check()
+            with contextlib.suppress(OSError, ValueError, KeyError, http.client.HTTPException):
+                found = look()
+                if found is not None:
+                    return found
+            time.sleep(0.1)
+        logs = "\n".join(self._tail(number) for number in range(len(self.processes)))
+        msg = f"{self.name}: no sign of {what} after {START_S_MAX:.0f} s\n{logs}"
+        raise ClusterError(msg)
+
+    def _log_path(self, number: int) -> Path:
+        return self.folder / f"node{number}.out"
+
+    def _tail(self, number: int, lines: int = 15) -> str:
+        path = self._log_path(number)
+        text = path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
+        return "\n".join([f"--- {path}", *text])
+
+
+class Kvorum(Cluster):
+    """Three `kvorum serve` processes of this interpreter, with the default settings."""
+
+    name = "kvorum"
+    protocol = "thrift"
+
+    def start(self) -> None:
+        """Write one configuration file, start the nodes from it, wait for the leader."""
+        ports = free_ports(NODES, offsets=(0, -2000, -1000))
+        self.endpoints = [f"127.0.0.1:{port}" for port in ports]
+        config = self.folder / "kvorum.toml"
+        config.write_text(
+            f"[deployment]\nreplica_endpoints = {json.dumps(self.endpoints)}\n\n"
+            f"[database]\nbase_path = {json.dumps(str(self.folder / 'data'))}\n"
+        )
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("KVORUM_", "THRIFT_"))}
+        for number in range(NODES):
+            command = [sys.executable, "-m", "kvorum", "serve", "--config", str(config), "--node-id", str(number)]
+            self._spawn(number, [*command, "--log-dir", str(self.folder / f"logs{number}")], environment)
+        self._wait(self.find_leader, "a leader")
+
+    def find_leader(self) -> str | None:
+        """Ask each node's getStatus whether it leads."""
+        for endpoint in self.endpoints:
+            with contextlib.suppress(OSError):
+                if _thrift_status(endpoint).get(5) == b"leader":
+                    return endpoint
+        return None
+
+
+class Etcd(Cluster):
+    """Three etcd processes with their default settings."""
+
+    name = "etcd"
+    protocol = "grpc"
+
+    def __init__(self, folder: Path, binary: str) -> None:
+        """Nothing runs before `start`."""
+        super().__init__(folder)
+        self.binary = binary
+
+    def version(self) -> str:
+        """First line of `etcd --version`."""
+        output = subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True)
+        return output.stdout.splitlines()[0]
+
+    def start(self) -> None:
+        """Start a new static cluster and wait for its leader."""
+        ports = free_ports(2 * NODES)
+        pairs = list(zip(ports[:NODES], ports[NODES:], strict=True))
+        self.endpoints = [f"127.0.0.1:{client}" for client, _ in pairs]
+        members = ",".join(f"n{number}=http://127.0.0.1:{peer}" for number, (_, peer) in enumerate(pairs))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        for number, (client, peer) in enumerate(pairs):
+            options = {
+                "name": f"n{number}",
+                "data-dir": str(self.folder / f"data{number}"),
+                "log-level": "error",
+                "listen-client-urls": f"http://127.0.0.1:{client}",
+                "advertise-client-urls": f"http://127.0.0.1:{client}",
+                "listen-peer-urls": f"http://127.0.0.1:{peer}",
+                "initial-advertise-peer-urls": f"http://127.0.0.1:{peer}",
+                "initial-cluster": members,
+                "initial-cluster-state": "new",
+            }
+            self._spawn(number, [self.binary, *(f"--{key}={value}" for key, value in options.items())], environment)
+        self._wait(self.find_leader, "a leader")
+
+    def find_leader(self) -> str | None:
+        """Ask each node's status through the JSON gateway of its client port; it needs no etcdctl."""
+        for endpoint in self.endpoints:
+            connection = http.client.HTTPConnection(endpoint, timeout=2)
+            try:
+                connection.request("POST", "/v3/maintenance/status", body="{}")
+                response = connection.getresponse()
+                status = json.loads(response.read()) if response.status == HTTP_OK else {}
+            finally:
+                connection.close()
+            if status and status["leader"] == status["header"]["member_id"]:
+                return endpoint
+        return None
+
+
+def free_ports(count: int, offsets: tuple[int, ...] = (0,)) -> list[int]:
+    """Ports P for which each P + offset is free, below the range that outgoing connections take theirs from."""
+    found: list[int] = []
+    for _ in range(2000):
+        port = random.randrange(14000, 31000)
+        if all(abs(port + offset - other) not in (0, 1000, 2000) for offset in offsets for other in found) and all(
+            _is_free(port + offset) for offset in offsets
+        ):
+            found.append(port)
+        if len(found) == count:
+            return found
+    msg = "no free TCP ports between 12000 and 31000"
+    raise ClusterError(msg)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _resident_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_S
+
+
+# --- just enough Thrift to ask a node for its role ---------------------------------------------------------------
+
+
+def _thrift_status(endpoint: str) -> dict[int, bytes | int]:
+    """Flat fields of a getStatus reply by field id."""
+    host, _, port = endpoint.rpartition(":")
+    name = b"getStatus"
+    call = struct.pack(">Ii", 0x80010001, len(name)) + name + struct.pack(">ibhbb", 1, 12, 1, 0, 0)
+    with socket.create_connection((host, int(port)), timeout=2) as connection:
+        connection.sendall(call)
+        stream = connection.makefile("rb")
+        (length,) = struct.unpack(">4xi", _exactly(stream.read, 8))
+        _exactly(stream.read, length + 4)
+        if struct.unpack(">bh", _exactly(stream.read, 3)) != (12, 0):
+            msg = "getStatus has no result"
+            raise ValueError(msg)
+        return dict(_flat_fields(stream.read))
+
+
+def _exactly(read: Callable[[int], bytes], count: int) -> bytes:
+    data = read(count)
+    if len(data) != count:
+        msg = "the connection ended inside a reply"
+        raise OSError(msg)
+    return data
+
+
+def _flat_fields(read: Callable[[int], bytes]) -> Iterator[tuple[int, bytes | int]]:
+    """Fields up to the first that is not flat; the role comes before the members."""
+    sizes = {2: 1, 3: 1, 4: 8, 6: 2, 8: 4, 10: 8}
+    while (kind := _exactly(read, 1)[0]) != 0:
+        (field,) = struct.unpack(">h", _exactly(read, 2))
+        if kind == THRIFT_STRING:
+            (length,) = struct.unpack(">i", _exactly(read, 4))
+            yield field, _exactly(read, length)
+        elif kind in sizes:
+            yield field, int.from_bytes(_exactly(read, sizes[kind]), "big")
+        else:
+            return

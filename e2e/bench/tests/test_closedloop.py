@@ -1,0 +1,155 @@
+"""The load generator believes nothing: every reply that is not the promised success ends the run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SOURCE = Path(__file__).resolve().parents[1] / "closedloop.c"
+VALUE_BYTES = 64
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+
+
+def _binary(number: int, value: bytes) -> bytes:
+    return struct.pack(">bhi", 11, number, len(value)) + value
+
+
+def _bool(number: int, *, value: bool) -> bytes:
+    return struct.pack(">bhb", 2, number, value)
+
+
+@dataclass
+class FakeServer:
+    """A dictionary behind setKey and get in exactly the shapes the generator sends; `twist` may spoil replies."""
+
+    twist: Callable[[bytes], bytes] = lambda reply: reply
+    chunk: int = 1 << 20
+    store: dict[bytes, bytes] = field(default_factory=dict)
+    requests: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readexactly(8)
+                name = await reader.readexactly(struct.unpack(">4xi", head)[0])
+                sequence = await reader.readexactly(4)
+                assert await reader.readexactly(3) == b"\x0c\x00\x01"
+                fields = await self._fields(reader)
+                assert await reader.readexactly(1) == b"\0"
+                self.requests += 1
+                reply = self.twist(self._reply(name, sequence, fields))
+                for at in range(0, len(reply), self.chunk):
+                    writer.write(reply[at : at + self.chunk])
+                    await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    @staticmethod
+    async def _fields(reader: asyncio.StreamReader) -> dict[int, bytes]:
+        fields = {}
+        while await reader.readexactly(1) == b"\x0b":
+            number, length = struct.unpack(">hi", await reader.readexactly(6))
+            fields[number] = await reader.readexactly(length)
+        return fields
+
+    def _reply(self, name: bytes, sequence: bytes, fields: dict[int, bytes]) -> bytes:
+        head = struct.pack(">Ii", 0x80010002, len(name)) + name + sequence + b"\x0c\0\0"
+        if name == b"setKey":
+            self.store[fields[1]] = fields[2]
+            return head + _bool(1, value=True) + b"\0\0"
+        value = self.store.get(fields[1])
+        return head + _binary(1, value or b"") + _bool(2, value=value is not None) + b"\0\0"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("closedloop") / "closedloop"
+    subprocess.run(["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", target, SOURCE], check=True)
+    return target
+
+
+async def _run(program: Path, server: FakeServer, *options: str) -> tuple[int, str, str]:
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    common = ("--protocol", "thrift", "--endpoints", f"127.0.0.1:{port}", "--value-bytes", str(VALUE_BYTES))
+    process = await asyncio.create_subprocess_exec(
+        program, *common, *options,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, error = await asyncio.wait_for(process.communicate(), 30)
+    listener.close()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), error.decode()
+
+
+async def test_preload_with_many_connections_writes_each_key_exactly_once(program: Path) -> None:
+    """Preloading 500 keys over 7 connections sends 500 requests for 500 different keys."""
+    server = FakeServer()
+
+    status, out, _ = await _run(program, server, "--work", "put", "--preload", "--space", "500", "--connections", "7")
+
+    assert status == 0
+    assert server.requests == json.loads(out)["requests"] == 500
+    assert set(server.store) == {b"key-%012d" % number for number in range(500)}
+    assert all(value.startswith(key) and len(value) == VALUE_BYTES for key, value in server.store.items())
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+async def test_replies_in_pieces_are_read_to_their_end(program: Path, chunk: int) -> None:
+    """However a reply is cut into segments, each request counts once and latencies are ordered."""
+    server = FakeServer(chunk=chunk)
+    await _run(program, server, "--work", "put", "--preload", "--space", "20")
+
+    status, out, _ = await _run(
+        program, server, "--work", "get", "--space", "20", "--connections", "3", "--seconds", "0.3", "--warmup", "0.1"
+    )
+
+    figures = json.loads(out)
+    assert status == 0
+    assert 0 < figures["requests"] <= server.requests
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"] * 1.02
+
+
+@pytest.mark.parametrize(
+    ("twist", "said"),
+    [
+        (lambda reply: reply.replace(b"\x02\x00\x02\x01", b"\x02\x00\x02\x00"), "not found"),
+        (lambda reply: reply.replace(b"key-0", b"kEy-0"), "another key"),
+        (lambda reply: reply.replace(b"\x80\x01\x00\x02", b"\x80\x01\x00\x03"), "not a strict binary REPLY"),
+        (lambda reply: reply[:11] + b"\x7f\x7f\x7f\x7f" + reply[15:], "sequence id"),
+        (lambda reply: reply[:-2] + _binary(3, b"no leader") + b"\0\0", "no leader"),
+        (lambda reply: reply + b"x", "bytes behind"),
+        (lambda _: b"", "closed a connection"),
+    ],
+)
+async def test_a_spoilt_reply_ends_the_run_with_its_reason(
+    program: Path, twist: Callable[[bytes], bytes], said: str
+) -> None:
+    """A reply that is not the promised success gives a non-zero status and a text that says why."""
+    server = FakeServer(store={b"key-%012d" % number: b"key-%012d" % number + b"v" * 48 for number in range(5)})
+    server.twist = twist
+    if not twist(b"x"):
+        server.serve = _hang_up  # type: ignore[method-assign]
+
+    status, _, error = await _run(program, server, "--work", "get", "--space", "5", "--seconds", "5")
+
+    assert status != 0
+    assert said in error
+
+
+async def _hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
