@@ -131,6 +131,7 @@ class ConsensusManager:
         self._ticks = 0
         self._last_tick = self._started
         self._stopping = False
+        self._leaving = False
         self.has_space = True
         self.cluster_id = around.cluster_id
         self.contacts = Contacts(self.node_id, self._started, node_timeout_s=settings.node_timeout_s)
@@ -167,6 +168,10 @@ class ConsensusManager:
         if self.machine is None:
             self.peering.consider_birth()
         self._schedule_tick()
+
+    def unready(self) -> None:
+        """Tell /readyz that this node goes away; it still serves."""
+        self._leaving = True
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new work, give what is under way up to ``grace_s``, then stop links and log."""
@@ -335,7 +340,7 @@ class ConsensusManager:
             ("leader", self._knows_live_leader()),
             ("caught_up", caught_up),
             ("log_writable", self.has_space),
-            ("serving", not self._stopping),
+            ("serving", not (self._stopping or self._leaving)),
         ]
 
     def _caught_up(self) -> bool:

@@ -14,7 +14,7 @@ from kvorum.consensus import frames
 from kvorum.consensus.birth import judge
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
 from kvorum.core.errors import RemoteError
-from kvorum.core.machine import Role
+from kvorum.core.machine import PeerReset, Role
 from kvorum.core.ports import Greeting, RecoveredLog
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kvorum.consensus.reads import Reads
     from kvorum.core.cluster import Configuration
     from kvorum.core.ids import Incarnation, Index, NodeId, Term
-    from kvorum.core.machine import Machine
+    from kvorum.core.machine import Event, Machine
     from kvorum.core.ports import PeerLinks
 
 UNBORN_REPORT_S: Final = 0.1
@@ -91,6 +91,10 @@ class Host(Protocol):
 
     def send(self, peer: NodeId, kind: int, parts: Sequence[bytes]) -> bool:
         """Give one frame to a peer."""
+        ...
+
+    def feed(self, event: Event) -> None:
+        """Give the machine one event."""
         ...
 
     def message_received(self, peer: NodeId, payload: bytes) -> None:
@@ -195,6 +199,7 @@ class Peering:
         host.contacts.incarnations[peer] = greeting.incarnation
         self._send_report(peer)
         if host.machine is not None:
+            host.feed(PeerReset(peer, reachable=True))
             host.proposals.link_restored(peer)
             host.reads.ask_again()
 
@@ -202,6 +207,8 @@ class Peering:
         """Frames given to this link may be lost."""
         self._host.contacts.greetings.pop(peer, None)
         self._logger.info("peer link down", peer=peer, reason=reason)
+        if self._host.machine is not None:
+            self._host.feed(PeerReset(peer, reachable=False))
         if peer == self._host.leader:
             self._host.reads.ask_again()
 

@@ -1,0 +1,252 @@
+"""
+One node, put together: every adapter is handed to its port here, and nowhere else.
+
+Order of start: data directory, storage, log, then consensus and links, then the client port, then HTTP. A client that
+is accepted is served: it waits for a leader inside its deadline. Order of stop: unready, client port, consensus, storage.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+import kvorum
+from kvorum.app.hashing import StateHasher
+from kvorum.app.metrics import node_metrics
+from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
+from kvorum.consensus.registry import AlgorithmSettings
+from kvorum.core.cluster import Configuration, Member
+from kvorum.peers.tcp import TcpPeerLinks
+from kvorum.routing.manager import RoutingManager, RoutingSettings
+from kvorum.statemachine.executor import KvStoreExecutor
+from kvorum.storage.data_directory import DataDirectory
+from kvorum.storage.rocksdict_engine import EngineTuning, RocksdictEngine
+from kvorum.storage.wal.segmented_log import SegmentedLog
+from kvorum.thrift.server import ThriftServer
+from kvorum.thrift.settings import ThriftSettings
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from kvorum.config.settings import Settings
+    from kvorum.observe.http import ObserveServer
+
+STOP_GRACE_S = 5.0
+"""How long a stopping node answers what is under way: well inside Kubernetes' default grace of 30 s."""
+
+
+def first_configuration(settings: Settings) -> Configuration:
+    """The members as the file lists them; equal on every node that shares the file."""
+    peers = settings.peer_endpoints or ("",)
+    endpoints = zip(settings.client_endpoints, peers, strict=True)
+    return Configuration.of(Member(i, client, peer) for i, (client, peer) in enumerate(endpoints))
+
+
+class Node:
+    """Everything one process runs. `start` once, `stop` once."""
+
+    def __init__(
+        self, settings: Settings, loop: asyncio.AbstractEventLoop, fail: Callable[[BaseException], None]
+    ) -> None:
+        """
+        Open the data directory, the storage and the log; nothing listens yet.
+
+        Args:
+            settings: What the node was told.
+            loop: The loop everything runs on.
+            fail: Ends the process; called with what cannot be survived, from any thread.
+
+        Raises:
+            StartupError: The data directory cannot be used.
+            StorageFailedError: What it holds is damaged; the text says where and what to do.
+        """
+        self.settings = settings
+        self._loop = loop
+        self._fail = fail
+        self.directory = DataDirectory.open(settings.data_directory)
+        self.engine = RocksdictEngine.open(self.directory.state_path, _tuning(settings))
+        self.executor = KvStoreExecutor(self.engine)
+        self.log = SegmentedLog.open(
+            self.directory.log_path,
+            segment_bytes=settings.wal.segment_bytes,
+            run_on_loop=loop.call_soon_threadsafe,
+            fail=fail,
+        )
+        self.links = (
+            TcpPeerLinks(
+                settings.node_id,
+                settings.peer_port or 0,
+                dict(enumerate(settings.peer_endpoints)),
+                chance=random.Random(),
+            )
+            if len(settings.peer_endpoints) > 1
+            else None
+        )
+        self.consensus = ConsensusManager(_manager_settings(settings), self._surroundings())
+        self.routing = RoutingManager(_routing_settings(settings), self.consensus, self.executor, time.monotonic)
+        self.server = ThriftServer(
+            self.routing,
+            self.executor,
+            _thrift_settings(settings),
+            engine_statistics=self.engine.statistics,
+            on_defect=self._defect,
+        )
+        self.http: ObserveServer | None = None
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            loop=self._loop,
+            clock=time.monotonic,
+            wall_ms=lambda: time.time_ns() // 1_000_000,
+            randomness=random.Random(),
+            log=self.log,
+            links=self.links,
+            state=self.executor,
+            flush=self._flush_engine,
+            incarnation=self.directory.incarnation,
+            cluster_id=self.directory.cluster_id,
+            on_born=self.directory.set_cluster_id,
+            on_refused=self._fail,
+            logger=structlog.get_logger("kvorum.consensus"),
+        )
+
+    async def start(self) -> None:
+        """
+        Take part in the cluster and listen.
+
+        Raises:
+            StartupError: A port is taken, or the directory does not fit the cluster.
+        """
+        self.consensus.start()
+        await self.server.start()
+        if self.settings.http_port is not None:
+            # Imported late: a standalone node without HTTP must not pay for it.
+            from kvorum.observe.http import ObserveServer  # noqa: PLC0415
+
+            self.http = ObserveServer(
+                "",
+                self.settings.http_port,
+                metrics=lambda: node_metrics(self),
+                live=lambda: True,  # answered by the loop itself: that is the proof
+                ready=self.consensus.readiness,
+                status=self.status,
+                state_hash=StateHasher(self.executor).at,
+            )
+            await self.http.start()
+
+    async def stop(self) -> None:
+        """Finish what is under way within the grace, then close everything; durable state needs no flush."""
+        self.consensus.unready()
+        await self.server.stop(STOP_GRACE_S)
+        await self.consensus.stop(STOP_GRACE_S)
+        if self.http is not None:
+            await self.http.stop()
+        self.engine.close()
+        self.directory.close()
+
+    def status(self) -> dict[str, object]:
+        """The status page: what `kvorum status` shows, for this node alone."""
+        report = self.consensus.report()
+        return {
+            "node_id": report.node_id,
+            "version": kvorum.__version__,
+            "cluster_id": (self.consensus.cluster_id or b"").hex(),
+            "incarnation": f"{self.directory.incarnation:016x}",
+            "role": report.role,
+            "term": report.term,
+            "leader_id": report.leader_id,
+            "leader_endpoint": report.leader_endpoint,
+            "commit_index": report.commit_index,
+            "applied_index": report.applied_index,
+            "uptime_seconds": int(report.uptime_s),
+            "members": [
+                {
+                    "node_id": member.node_id,
+                    "client_endpoint": member.client_endpoint,
+                    "health": member.health,
+                    "is_leader": member.is_leader,
+                    "last_contact_s": member.last_contact_age_s,
+                }
+                for member in report.members
+            ],
+            "checks": dict(self.consensus.readiness()),
+        }
+
+    def _flush_engine(self, done: Callable[[], None]) -> None:
+        """Flush in a thread (rocksdict's flush releases the interpreter lock), then call back on the loop."""
+
+        def finished(flushed: asyncio.Future[None]) -> None:
+            error = flushed.exception()
+            if error is None:
+                done()
+            else:
+                self._fail(error)
+
+        self._loop.run_in_executor(None, self.engine.flush).add_done_callback(finished)
+
+    def _defect(self, error: BaseException) -> None:
+        """A failed disk or a broken invariant ends the node; any other defect cost one request and was answered."""
+        from kvorum.core.errors import StorageFailedError  # noqa: PLC0415
+
+        if isinstance(error, (StorageFailedError, AssertionError)):
+            self._fail(error)
+
+
+def _tuning(settings: Settings) -> EngineTuning:
+    rocksdb = settings.rocksdb
+    return EngineTuning(
+        write_buffer_size_mb=rocksdb.write_buffer_size_mb,
+        max_write_buffer_number=rocksdb.max_write_buffer_number,
+        block_cache_size_mb=rocksdb.block_cache_size_mb,
+    )
+
+
+def _manager_settings(settings: Settings) -> ManagerSettings:
+    consensus, cluster = settings.consensus, settings.cluster
+    return ManagerSettings(
+        node_id=settings.node_id,
+        configuration=first_configuration(settings),
+        algorithm="raft" if consensus.algorithm == "mock" else consensus.algorithm,
+        timings=AlgorithmSettings(
+            election_timeout_s=consensus.election_timeout_ms / 1000,
+            heartbeat_s=settings.heartbeat_interval_ms / 1000,
+            max_batch_entries=consensus.max_batch_size,
+        ),
+        leader_wait_s=settings.leader_wait_s,
+        outstanding_max=consensus.max_outstanding_proposals,
+        node_timeout_s=cluster.node_timeout_ms / 1000,
+        health_check_interval_s=cluster.health_check_interval_ms / 1000,
+        version=kvorum.__version__,
+    )
+
+
+def _routing_settings(settings: Settings) -> RoutingSettings:
+    return RoutingSettings(
+        consistency_level=settings.reads.consistency_level,
+        allow_stale_reads=settings.reads.allow_stale_reads,
+        max_staleness_s=settings.reads.max_staleness_ms / 1000,
+        follower_writes=settings.routing.follower_writes,
+        leader_wait_s=settings.leader_wait_s,
+        future_version_wait_s=settings.future_version_wait_s,
+    )
+
+
+def _thrift_settings(settings: Settings) -> ThriftSettings:
+    limits = settings.limits
+    return ThriftSettings(
+        port=settings.client_port,
+        request_timeout_s=settings.request_timeout_s,
+        key_bytes_max=limits.max_key_bytes,
+        value_bytes_max=limits.max_value_bytes,
+        transaction_bytes_max=limits.max_transaction_bytes,
+        transaction_operations_max=limits.max_transaction_operations,
+        conflict_items_max=limits.max_conflict_items,
+        message_bytes_max=limits.max_message_bytes,
+        response_bytes_max=limits.max_response_bytes,
+        connections_max=limits.max_connections,
+        faults_enabled=settings.faults.enabled,
+    )
