@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 SLICE_ROWS: Final = 256
 """Rows looked at between two yields: well below a millisecond."""
 
+SLICE_RANGES: Final = 16
+"""Conflict ranges checked between two yields: two iterators and some rows each."""
+
 FIRST_LEG_ROWS: Final = 64
 """Rows of a range that are scanned before the changes are walked as well; most ranges of transactions are shorter."""
 
@@ -140,7 +143,7 @@ class ConflictCheck:
         """Whether a key of one of these ranges was written above a version."""
         stored = self._last_commit_version > read_version
         for count, wanted in enumerate(ranges):
-            if count % SLICE_ROWS == SLICE_ROWS - 1:
+            if count % SLICE_RANGES == SLICE_RANGES - 1:
                 yield
             family = self._family_of(wanted.family)
             if family is None or wanted.begin >= wanted.end:

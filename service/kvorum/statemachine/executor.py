@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvorum.core.errors import ErrorCode, LocalError, Refusal, StartupError
 from kvorum.statemachine.families import FamilyCatalogue
-from kvorum.statemachine.group import SLICE_MUTATIONS, ApplyGroup
+from kvorum.statemachine.group import SLICE_WORK, ApplyGroup
 from kvorum.statemachine.hashing import hash_state
 from kvorum.statemachine.layout import (
     CURRENT_DEFAULT,
@@ -92,14 +92,15 @@ class KvStoreExecutor:
         self._check_sequence(entries)
         group = ApplyGroup(self._engine, self._families, self._state)
         position, count = 0, len(entries)
+        pause_at = SLICE_WORK
         while position < count:
-            staged = group.stage_plain(entries, position, position + SLICE_MUTATIONS)
-            if staged == position:
-                yield from group.stage_other(entries[position])
-                staged += 1
-            elif staged == position + SLICE_MUTATIONS:
+            position = group.stage_plain(entries, position, position + SLICE_WORK)
+            if group.work >= pause_at:
                 yield None
-            position = staged
+                pause_at = group.work + SLICE_WORK
+            elif position < count:
+                yield from group.stage_other(entries[position])
+                position += 1
         self._finish(group, entries)
         yield group.outcomes
 

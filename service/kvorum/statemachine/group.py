@@ -44,8 +44,14 @@ if TYPE_CHECKING:
     from kvorum.core.ports import StorageEngine
     from kvorum.statemachine.families import FamilyCatalogue, FamilyEntry
 
-SLICE_MUTATIONS: Final = 200
-"""Mutations staged between two yields: about a millisecond."""
+SLICE_WORK: Final = 250
+"""Work between two yields, in mutations: about a millisecond."""
+
+OTHER_WORK: Final = 4
+"""Work of decoding and dispatching an entry that is not plain."""
+
+RANGE_WORK: Final = 16
+"""Work of checking a short conflict range: two iterators."""
 
 STAMP_BYTES: Final = 10
 """Version, 8 bytes, and ordinal, 2 bytes, at the end of a versionstamped buffer."""
@@ -79,6 +85,8 @@ class ApplyGroup:
         self.outcomes: list[Applied | Refusal | None] = []
         self.new_families: dict[bytes, FamilyEntry] = {}
         self.mutations = 0
+        self.work = 0
+        """Work done so far, in mutations; the executor paces itself by it."""
         self.refusals = 0
         self.conflicts = 0
 
@@ -121,6 +129,7 @@ class ApplyGroup:
         if staged:
             start += staged
             self.mutations += staged
+            self.work += staged
             self.outcomes += [APPLIED] * staged
             self._last_commit_version = entries[start - 1].index
         return start
@@ -137,10 +146,12 @@ class ApplyGroup:
             self.outcomes.append(None)
             return
         operation = decode_operation(entry.record, _OPCODE_AT)
+        self.work += OTHER_WORK
         outcome: Applied | Refusal
         if isinstance(operation, AtomicCommit):
             refusal: Refusal | None = None
             if operation.conflict_keys or operation.conflict_ranges:
+                self.work += len(operation.conflict_keys) + RANGE_WORK * len(operation.conflict_ranges)
                 refusal = yield from self._conflict_check().refusal(operation, entry.index)
             outcome = refusal or (yield from self._stage_mutations(entry, operation.mutations))
         else:
@@ -213,13 +224,14 @@ class ApplyGroup:
                 else:
                     msg = f"log entry {entry.index} holds a mutation of unknown kind {kind}"
                     raise LocalError(msg)
-            if position % SLICE_MUTATIONS == 0:
+            if position % SLICE_WORK == 0:
                 yield
         for position, ((family, key), final) in enumerate(net.items(), 1):
             self._put_rows(entry.index, version, family, key, final)
-            if position % SLICE_MUTATIONS == 0:
+            if position % SLICE_WORK == 0:
                 yield
         self.mutations += len(net)
+        self.work += len(net)
         return Applied(tuple(keys), tuple(values)) if keys or values else APPLIED
 
     def _put_rows(self, index: Index, version: bytes, family_name: bytes, key: bytes, value: bytes | None) -> None:

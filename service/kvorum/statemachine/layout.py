@@ -168,7 +168,7 @@ def family_varint(family_id: int) -> bytes:
     The default family is one zero byte, like its empty name in the log, so that a plain write's record is a slice.
     """
     out = bytearray()
-    while family_id >= 0x80:  # noqa: PLR2004 - the continuation bit
+    while family_id >= 0x80:
         out.append(family_id & 0x7F | 0x80)
         family_id >>= 7
     out.append(family_id)
@@ -191,7 +191,7 @@ def parse_changes(row: bytes) -> Iterator[Change]:
             byte = row[at]
             at += 1
             family_id |= (byte & 0x7F) << shift
-            if byte < 0x80:  # noqa: PLR2004 - the continuation bit
+            if byte < 0x80:
                 break
             shift += 7
         begin = at + 4

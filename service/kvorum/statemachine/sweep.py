@@ -49,7 +49,7 @@ def sweep(engine: StorageEngine, low_watermark: Index, slice_rows: int = SLICE_R
     Yields:
         Rows removed by each slice.
     """
-    if slice_rows < 2:  # noqa: PLR2004 - a slice must be able to pass the row it begins with
+    if slice_rows < 2:
         msg = f"a slice of {slice_rows} rows would never get on"
         raise AssertionError(msg)
     position: bytes | None = HISTORY
