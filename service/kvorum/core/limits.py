@@ -48,6 +48,9 @@ APPENDS_IN_FLIGHT_MAX = 64
 INFLIGHT_BYTES_MAX = 16 * 1024 * 1024
 """Unacknowledged entry bytes per follower; bounds what a slow follower can pin in the send buffers."""
 
+UNCOMMITTED_BYTES_MAX = 256 * 1024 * 1024
+"""Own proposals a leader may hold uncommitted; the caller pushes back earlier, so passing it is a defect."""
+
 APPLY_ENTRIES_MAX = 256
 """Entries of one applied group: about 3 ms of work, inside the 5 ms slice."""
 

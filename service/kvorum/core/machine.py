@@ -81,7 +81,19 @@ class AppliedUpTo:
     index: Index
 
 
-Event: TypeAlias = Ticked | Received | Proposed | ReadAsked | Persisted | AppliedUpTo
+@dataclass(frozen=True, slots=True)
+class PeerReset:
+    """
+    Messages given to a peer may be lost: its link broke, or with ``reachable`` it came up (again).
+
+    An optional hint: without it the machine finds out by silence.
+    """
+
+    peer: NodeId
+    reachable: bool
+
+
+Event: TypeAlias = Ticked | Received | Proposed | ReadAsked | Persisted | AppliedUpTo | PeerReset
 
 
 # --- effects: orders, to be carried out in the order given ---
@@ -149,13 +161,45 @@ Effect: TypeAlias = Persist | Send | Apply | ServeReads | DropReads | Leadership
 class Machine(Protocol):
     """One replicated-log algorithm (`raft.machine.RaftMachine` first); see the module text."""
 
-    node_id: NodeId
-    term: Term
-    role: str
-    leader: NodeId | None
-    commit_index: Index
-    last_index: Index
-    configuration: Configuration
+    @property
+    def node_id(self) -> NodeId:
+        """Seat of this node."""
+        ...
+
+    @property
+    def term(self) -> Term:
+        """Current term."""
+        ...
+
+    @property
+    def role(self) -> str:
+        """One of `Role`."""
+        ...
+
+    @property
+    def leader(self) -> NodeId | None:
+        """Known leader of the current term."""
+        ...
+
+    @property
+    def commit_index(self) -> Index:
+        """Highest index known to be committed."""
+        ...
+
+    @property
+    def last_index(self) -> Index:
+        """Last entry of the log, durable or not."""
+        ...
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration in force."""
+        ...
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """Own proposals that are not committed; the caller pushes back before `limits.UNCOMMITTED_BYTES_MAX`."""
+        ...
 
     def handle(self, event: Event) -> list[Effect]:
         """Take one event; return what is owed to the outside world, in the order in which it must be paid."""
