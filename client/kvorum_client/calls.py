@@ -1,6 +1,4 @@
-"""
-One call from beginning to end: choose a node, try, judge the reply by the error table, pause, try again, in one budget.
-"""
+"""One call from beginning to end: choose a node, try, judge the reply by the error table, pause, try again."""
 
 from __future__ import annotations
 
@@ -143,7 +141,7 @@ class Caller:
             if pool.rest_s > 0:
                 await self._sleep(pool.rest_s, deadline)
             try:
-                return await self._attempt(pool, method, kind, fields, deadline, attempt_s)
+                return await self._attempt(pool, method, kind, fields, deadline=deadline, attempt_s=attempt_s)
             except KvorumError as failure:
                 problem = failure
             retry = self._judge(problem, kind, pool)
@@ -188,6 +186,7 @@ class Caller:
         method: Method,
         kind: CallKind,
         fields: dict[str, object],
+        *,
         deadline: Deadline,
         attempt_s: float,
     ) -> Any:
@@ -196,7 +195,7 @@ class Caller:
         if kind is not CallKind.LOCAL:
             # The server must give up first, so that its answer, and not our silence, says what happened.
             fields = fields | {"deadline_ms": max(1, int((budget - min(0.75, budget / 4)) * 1000))}
-        reply = await self._exchange(pool, connection, method, method.request(fields), kind, budget)
+        reply = await self._exchange(pool, connection, method, method.request(fields), kind=kind, budget=budget)
         code = reply.error_code
         if code is None and (reply.error or getattr(reply, "success", True) is False):
             code = "INTERNAL"
@@ -211,7 +210,7 @@ class Caller:
         return reply
 
     async def _exchange(
-        self, pool: NodePool, connection: Connection, method: Method, request: object, kind: CallKind, budget: float
+        self, pool: NodePool, connection: Connection, method: Method, request: object, *, kind: CallKind, budget: float
     ) -> Any:
         """Send and wait; a node that stays silent rests and its connection is retired."""
         try:
@@ -251,7 +250,7 @@ class Caller:
         if pool is None:
             text = f"{endpoint} is not an endpoint of this client"
             raise InvalidRequestError(text)
-        return await self._attempt(pool, method, kind, fields, Deadline(timeout_s), timeout_s)
+        return await self._attempt(pool, method, kind, fields, deadline=Deadline(timeout_s), attempt_s=timeout_s)
 
     async def status(self, endpoint: str) -> NodeStatus:
         """Ask one node for its status, once and briefly."""

@@ -1,6 +1,4 @@
-"""
-`KvorumClient`: the calls of the contract over several nodes, with failover inside one time budget per call.
-"""
+"""`KvorumClient`: the calls of the contract over several nodes, with failover inside one time budget per call."""
 
 from __future__ import annotations
 
@@ -32,7 +30,9 @@ _TRANSACTION_PAUSE: Final = Backoff(first_s=0.005, longest_s=0.5)
 
 class KvorumClient:
     """
-    A client of one kvorum cluster, for use on one event loop::
+    A client of one kvorum cluster, for use on one event loop.
+
+    ::
 
         async with KvorumClient(["10.0.0.1:9090", "10.0.0.2:9090"]) as client:
             await client.set(b"key", b"value")
@@ -179,7 +179,9 @@ class KvorumClient:
         must be of one moment, read in a transaction. ``end`` None means ``ff``: keys that start with the byte ff lie
         behind it.
         """
-        pages = self._pages(begin, end, limit, reverse, family, consistency, timeout_s)
+        pages = self._pages(
+            begin, end, limit=limit, reverse=reverse, family=family, consistency=consistency, timeout_s=timeout_s
+        )
         return [pair async for page in pages for pair in page]
 
     async def scan(
@@ -193,7 +195,9 @@ class KvorumClient:
         consistency: str | None = None,
     ) -> AsyncIterator[KeyValue]:
         """Like `get_range`, pair by pair, with one page in memory at a time."""
-        async for page in self._pages(begin, end, limit, reverse, family, consistency, None):
+        async for page in self._pages(
+            begin, end, limit=limit, reverse=reverse, family=family, consistency=consistency, timeout_s=None
+        ):
             for pair in page:
                 yield pair
 
@@ -201,9 +205,10 @@ class KvorumClient:
         self,
         begin: bytes,
         end: bytes | None,
+        *,
         limit: int | None,
         reverse: bool,
-        family: str | None,  # noqa: FBT001
+        family: str | None,
         consistency: str | None,
         timeout_s: float | None,
     ) -> AsyncIterator[list[KeyValue]]:

@@ -1,6 +1,4 @@
-"""
-What to do after a failed attempt: the error table of the contract as data, the time budget of a call, and back-off.
-"""
+"""What to do after a failed attempt: the error table as data, the time budget of a call, and back-off."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ from kvorum_client.overlay import (
     family_name,
     must_be_stampable,
 )
-from kvorum_client.results import KeyValue
 from kvorum_client.wire import new_struct
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from kvorum_client.calls import Caller
+    from kvorum_client.results import KeyValue
 
 PAGE_PAIRS: Final = 10_000
 """Pairs asked for at once by a range read."""

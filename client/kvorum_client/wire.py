@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 from typing import Any, Final
 
-import kvorum_idl
-from thriftpy2.protocol.cybin import TCyBinaryProtocol
+from thriftpy2.protocol.cybin import TCyBinaryProtocol  # type: ignore[attr-defined]
 from thriftpy2.thrift import TApplicationException, TMessageType
-from thriftpy2.transport.memory import TCyMemoryBuffer
+from thriftpy2.transport.memory import TCyMemoryBuffer  # type: ignore[attr-defined]
 
+import kvorum_idl
 from kvorum_client.errors import ProtocolViolationError
 
 MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
