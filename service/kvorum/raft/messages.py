@@ -63,7 +63,14 @@ class AppendRequest(_Message):
     __slots__ = ("batch", "commit", "parts", "prev_index", "prev_term", "round", "term")
 
     def __init__(
-        self, term: Term, prev_index: Index, prev_term: Term, commit: Index, read_round: int, *, batch: EntryBatch | None
+        self,
+        term: Term,
+        prev_index: Index,
+        prev_term: Term,
+        commit: Index,
+        read_round: int,
+        *,
+        batch: EntryBatch | None,
     ) -> None:
         self.term = term
         self.prev_index = prev_index

@@ -171,9 +171,7 @@ class Replicator:
             last_index, size = prev_index, 0
             if prev_index < log.last_index:
                 batch = EntryBatch(
-                    log.slice(
-                        progress.next, log.last_index, settings.max_batch_entries, settings.append_bytes_max
-                    )
+                    log.slice(progress.next, log.last_index, settings.max_batch_entries, settings.append_bytes_max)
                 )
                 last_index, size = batch.entries[-1].index, len(batch.block)
             message = AppendRequest(

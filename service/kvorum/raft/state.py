@@ -51,9 +51,7 @@ class RaftState:
         hard_state = recovered.hard_state
         self.node_id = node_id
         self.settings = settings
-        self.log = LogView(
-            reader, (recovered.base_index, recovered.base_term), recovered.last_index, recovered.terms
-        )
+        self.log = LogView(reader, (recovered.base_index, recovered.base_term), recovered.last_index, recovered.terms)
         assert hard_state.term >= self.log.last_term, "the log is ahead of the hard state"
         assert recovered.base_index <= applied_index <= recovered.last_index, (
             f"the state machine has applied {applied_index}, the log holds "
@@ -165,10 +163,7 @@ class RaftState:
         """A leader was heard within the shortest election timeout: votes are refused, so that nobody disturbs it."""
         if self.role == Role.LEADER:
             return True
-        return (
-            self.leader is not None
-            and self.clock - self.leader_heard_at < self.settings.election_timeout_s * 0.5
-        )
+        return self.leader is not None and self.clock - self.leader_heard_at < self.settings.election_timeout_s * 0.5
 
     # --- log --------------------------------------------------------------------------------------
 
