@@ -250,7 +250,7 @@ class Connection:
         self.writer = writer
         self._sequences = itertools.count(1)
         self._waiting: dict[int, tuple[Call, asyncio.Future[Reply]]] = {}
-        self._lost: ConnectionLost | None = None
+        self._lost: Exception | None = None
         self._task = asyncio.create_task(self._receive())
 
     @classmethod
@@ -289,18 +289,20 @@ class Connection:
         """Hang up."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._fail("closed by the test")
+        self._fail(ConnectionLost("closed by the test"))
         self.writer.close()
 
     async def _receive(self) -> None:
         buffer = bytearray()
-        reason = "end of stream"
+        reason: Exception = ConnectionLost("end of stream")
         try:
             while data := await self._reader.read(1 << 16):
                 buffer += data
                 self._dispatch(buffer)
         except OSError as error:
-            reason = str(error)
+            reason = ConnectionLost(str(error))
+        except (AssertionError, KeyError) as error:
+            reason = error
         self._fail(reason)
 
     def _dispatch(self, buffer: bytearray) -> None:
@@ -315,7 +317,9 @@ class Connection:
             except _Incomplete:
                 break
             done = reader.at
-            call, future = self._waiting.pop(next(iter(self._waiting)))
+            expected = next(iter(self._waiting), None)
+            assert sequence == expected, f"reply {sequence} of {method}, but request {expected} is the oldest"
+            call, future = self._waiting.pop(sequence)
             assert head & 0xFFFFFF00 == 0x80010000, f"no strict binary header: {head:#x}"
             assert head & 0xFF == 2, f"{method}: message type {head & 0xFF}, {result}"
             assert method == call.method
@@ -323,11 +327,10 @@ class Connection:
             assert isinstance(fields, dict)
             if not future.done():
                 future.set_result(Reply(method, fields))
-            self._last = sequence
         del buffer[:done]
 
-    def _fail(self, reason: str) -> None:
-        self._lost = ConnectionLost(reason)
+    def _fail(self, reason: Exception) -> None:
+        self._lost = self._lost or reason
         for _, future in self._waiting.values():
             if not future.done():
                 future.set_exception(self._lost)

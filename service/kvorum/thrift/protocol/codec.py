@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import kvorum_idl
 from kvorum.core.errors import LocalError
 from kvorum.thrift.protocol.scanner import LIST, STRING, STRUCT, ListRule, ListRules
-from thriftpy2.protocol import TCyBinaryProtocol
+from thriftpy2 import protocol
 from thriftpy2.thrift import TApplicationException
 from thriftpy2.transport import TCyMemoryBuffer
 
@@ -33,6 +33,8 @@ _u32: Final = struct.Struct(">I").pack
 _BINARY: Final = 18
 """thriftpy2's own number for ``binary``; on the wire it is STRING."""
 
+_binary_protocol: Final[Callable[[object], Any]] = protocol.TCyBinaryProtocol
+"""The compiled reader and writer; a build of thriftpy2 without it must not start."""
 _service: Final = kvorum_idl.load().TransactionalKV
 METHODS: Final[tuple[str, ...]] = tuple(_service.thrift_services)
 """Every method the IDL declares."""
@@ -97,7 +99,7 @@ def decode_request(method: str, data: bytes, body: int, end: int, cuts: Iterable
         body = stop
     parts.append(data[body:end])
     arguments = _ARGUMENTS[method]()
-    TCyBinaryProtocol(TCyMemoryBuffer(b"".join(parts))).read_struct(arguments)
+    _binary_protocol(TCyMemoryBuffer(b"".join(parts))).read_struct(arguments)
     request = arguments.request
     return None if request is None else _plain(request)
 
@@ -135,7 +137,7 @@ def encode_unknown_method(name: bytes, seqid: bytes) -> bytes:
 
 def _body(value: object) -> bytes:
     buffer = TCyMemoryBuffer()
-    TCyBinaryProtocol(buffer).write_struct(value)
+    _binary_protocol(buffer).write_struct(value)
     encoded: bytes = buffer.getvalue()
     return encoded
 

@@ -109,7 +109,7 @@ def store() -> Store:
     return Store()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_store() -> type[Store]:
     """The class, for tests that need several stores or one on a given engine."""
     return Store

@@ -1,0 +1,382 @@
+"""
+The consensus log: `core.ports.Log` on segment files, with one thread that writes and syncs whole groups.
+
+The loop only queues. While the thread syncs one group, everything queued meanwhile becomes the next, so the number of
+fsyncs adapts to the load by itself. Reading, dropping and all callbacks happen on the loop; the two sides share the
+queue, the list of placed groups and a few plain fields, each written by one side only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections import deque
+from functools import partial
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from kvorum.core.entries import EntryKind
+from kvorum.core.errors import StorageFailedError
+from kvorum.observe.histogram import LatencyHistogram
+from kvorum.storage.wal.layout import FILE_HEADER_BYTES, SEGMENT_BYTES, hard_state_record
+from kvorum.storage.wal.recovery import list_segments, recover
+from kvorum.storage.wal.segments import Segment, SegmentIndex
+from kvorum.storage.wal.system import REAL
+from kvorum.storage.wal.writer import SegmentWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from kvorum.core.entries import Entry, EntryBatch, HardState
+    from kvorum.core.ids import Index, Ticket
+    from kvorum.storage.wal.recovery import Recovery
+    from kvorum.storage.wal.stream import StreamState
+    from kvorum.storage.wal.system import SystemCalls
+
+GROUP_APPENDS_MAX: Final = 256
+"""Appends merged into one group; with two buffers each they stay below the kernel's 1,024 per write."""
+GROUP_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Bytes after which a group is closed, so that the first in it does not wait long for the last."""
+SPACE_RETRY_S: Final = 0.5
+"""Pause between two attempts while the disk is full: soon enough for an operator, rare enough for the log."""
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+_Append: TypeAlias = "tuple[Ticket, HardState | None, EntryBatch | None]"
+_Configurations: TypeAlias = "list[tuple[Index, bytes]]"
+_Placement: TypeAlias = "tuple[Segment, int, int, Index, Index, Index]"
+"""Segment, offset, end, lowest, last and highest index of a durable group."""
+
+
+class SegmentedLog:
+    """`core.ports.Log` in a directory; `open` is the only way to get one."""
+
+    def __init__(
+        self,
+        directory: Path,
+        recovery: Recovery,
+        writer: SegmentWriter,
+        run_on_loop: Callable[[Callable[[], None]], object],
+        fail: Callable[[StorageFailedError], None],
+        system: SystemCalls,
+    ) -> None:
+        self.recovered = recovery.state.recovered(recovery.torn_bytes, tuple(recovery.notes))
+        self.fsync_histogram = LatencyHistogram(0.0005, 14)
+        self._directory = directory
+        self._run_on_loop = run_on_loop
+        self._fail = fail
+        self._system = system
+        self._index: SegmentIndex = recovery.index
+        self._committed: Index = 0
+        # Loop to thread.
+        self._queue: SimpleQueue[_Append | list[Segment] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        # The thread's own.
+        self._writer = writer
+        self._state: StreamState = recovery.state
+        self._carried: _Append | list[Segment] | None = None
+        # The loop's own.
+        self._reported_ticket: Ticket = 0
+        self._on_durable: Callable[[Ticket], None] = _nobody_listens
+        self._on_space: Callable[[bool], None] = _nobody_listens
+        # Thread to loop.
+        self._placed: deque[_Placement] = deque()
+        self._written_ticket: Ticket = 0
+        self._report_due = False
+        self._error: StorageFailedError | None = None
+        self._appended_bytes = 0
+        self._groups = 0
+        self._full = False
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        run_on_loop: Callable[[Callable[[], None]], object],
+        fail: Callable[[StorageFailedError], None],
+        segment_bytes: int = SEGMENT_BYTES,
+        system: SystemCalls = REAL,
+    ) -> SegmentedLog:
+        """
+        Recover a log directory, or begin a log in an empty one.
+
+        Args:
+            directory: Must exist and be this process's alone.
+            run_on_loop: Runs a callback on the loop from any thread: ``loop.call_soon_threadsafe``.
+            fail: Called on the loop with the error after which this process must end, once.
+            segment_bytes: Size of a segment file.
+            system: The system calls; tests make them fail.
+
+        Raises:
+            StorageFailedError: The log is damaged or the disk refuses; the text names file, offset and way out.
+
+        Durable:
+            Everything `recovered` says: the last good group was written again and synced.
+        """
+        recovery = recover(directory)
+        try:
+            writer = _take_over(directory, recovery, segment_bytes, system)
+        except OSError as error:
+            msg = f"cannot begin a log segment in {directory}: {error}; free space or make it writable, then start again"
+            raise StorageFailedError(msg) from error
+        return cls(directory, recovery, writer, run_on_loop, fail, system)
+
+    # --- the loop's side ---------------------------------------------------------------------------------------------
+
+    def start(self, on_durable: Callable[[Ticket], None], on_space: Callable[[bool], None]) -> None:
+        """Begin to write; see `core.ports.Log.start`."""
+        assert self._thread is None, "a log starts once"
+        self._on_durable = on_durable
+        self._on_space = on_space
+        self._thread = threading.Thread(target=self._run, name="kvorum-log", daemon=True)
+        self._thread.start()
+
+    def append(self, ticket: Ticket, hard_state: HardState | None, batch: EntryBatch | None) -> None:
+        """Queue one `machine.Persist`; costs the loop the join of the batch, which its peers need anyway."""
+        if self._error is not None:
+            raise self._error
+        if batch is not None:
+            batch.block  # noqa: B018 - joined here once, so that the thread finds bytes and never races the loop for it
+        self._queue.put((ticket, hard_state, batch))
+
+    def note_committed(self, index: Index) -> None:
+        """Tell the log what is committed: older configurations need not go into the heads of new segments."""
+        self._committed = index
+
+    def read(self, first: Index, last: Index, bytes_max: int) -> list[Entry]:
+        """Durable entries from ``first`` to at most ``last``, at least one, then until ``bytes_max`` is passed."""
+        return self._index.read(first, last, bytes_max)
+
+    @property
+    def first_index(self) -> Index:
+        """Lowest index that `read` can return."""
+        return self._index.first_index
+
+    def drop_before(self, index: Index) -> None:
+        """Forget segments that hold only entries below ``index``; the thread deletes the files."""
+        dropped = self._index.drop_before(index)
+        if dropped:
+            self._queue.put(dropped)
+
+    async def stop(self) -> None:
+        """Write and sync what is queued, then close. On a full disk what is queued stays unwritten, and unreported."""
+        if self._thread is not None:
+            self._stopping.set()
+            self._queue.put(None)
+            # Joining in a helper thread keeps the loop running, which the last reports need.
+            await asyncio.to_thread(self._thread.join)
+            self._report()
+        self._writer.close()
+        self._index.close()
+
+    def statistics(self) -> dict[str, float]:
+        """Figures for metrics."""
+        segments = self._index.segments
+        return {
+            "appended_bytes": self._appended_bytes,
+            "groups": self._groups,
+            "segments": len(segments),
+            "size_bytes": sum(segment.end for segment in segments),
+            "queued_appends": self._queue.qsize(),
+            "disk_full": float(self._full),
+            "first_index": self._index.first_index,
+            "last_index": self._index.last_index,
+        }
+
+    def _report(self) -> None:
+        """On the loop: take over what became durable since the last call, then say so once."""
+        # Safety: cleared before the fields are read, or a group that is finished in between would go unreported.
+        self._report_due = False
+        placed, index = self._placed, self._index
+        ticket = self._written_ticket
+        while placed:
+            segment, offset, end, first, last, highest = placed.popleft()
+            if segment is not index.segments[-1]:
+                index.add_segment(segment)
+            index.place(offset, end, first, last, highest)
+        if ticket > self._reported_ticket:
+            self._reported_ticket = ticket
+            self._on_durable(ticket)
+
+    def _space_changed(self, available: bool) -> None:  # noqa: FBT001 - the port's own callback has this shape
+        self._full = not available
+        self._on_space(available)
+
+    # --- the thread's side -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (first := self._next()) is not None:
+                if isinstance(first, list):
+                    self._delete(first)
+                else:
+                    self._commit(self._collect(first))
+        except _StoppedWhileFullError:
+            return
+        except StorageFailedError as error:
+            self._end(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a log that stopped must stop the node
+            self._end(StorageFailedError(f"the log in {self._directory} stopped: {type(error).__name__}: {error}"))
+
+    def _end(self, error: StorageFailedError) -> None:
+        self._error = error
+        self._run_on_loop(partial(self._fail, error))
+
+    def _next(self) -> _Append | list[Segment] | None:
+        carried, self._carried = self._carried, None
+        return carried if carried is not None else self._queue.get()
+
+    def _collect(self, first: _Append) -> list[_Append]:
+        """One group: the first append and what else is queued by now."""
+        group = [first]
+        size = len(first[2].block) if first[2] else 0
+        take = self._queue.get_nowait
+        try:
+            while size < GROUP_BYTES_MAX and len(group) < GROUP_APPENDS_MAX:
+                item = take()
+                if item is None:
+                    self._queue.put(None)
+                    break
+                if isinstance(item, list):
+                    self._carried = item
+                    break
+                group.append(item)
+                if item[2]:
+                    size += len(item[2].block)
+        except Empty:
+            pass
+        return group
+
+    def _commit(self, group: list[_Append]) -> None:
+        """Write one group, sync it, then report it; its order of steps is what makes an acknowledgement true."""
+        parts: list[bytes] = []
+        for _, hard_state, batch in group:
+            if hard_state is not None:
+                parts.append(hard_state_record(hard_state))
+            if batch is not None:
+                parts.append(batch.block)
+        if parts:
+            offset, end = self._write(parts)
+            started = perf_counter()
+            self._writer.sync()
+            self.fsync_histogram.observe(perf_counter() - started)
+            self._writer.advance(end)
+            assert self._writer.segment is not None
+            self._appended_bytes += end - offset
+            self._groups += 1
+            self._placed.append((self._writer.segment, offset, end, *self._take_in(group)))
+        # Safety: the ticket last, for the loop may read it at any moment (test_segmented_log_sync_failure_is_fatal).
+        self._written_ticket = group[-1][0]
+        if not self._report_due:
+            self._report_due = True
+            self._run_on_loop(self._report)
+
+    def _write(self, parts: list[bytes]) -> tuple[int, int]:
+        """Write a group, in a new segment if need be; wait as long as the disk is full."""
+        size = sum(map(len, parts))
+        full = False
+        while True:
+            try:
+                if self._writer.has_room(size):
+                    placed = self._writer.write(parts, size)
+                else:
+                    placed = self._begin_segment_with(parts, size)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    msg = f"cannot write the log in {self._directory}: {error}; check the disk, then start the node again"
+                    raise StorageFailedError(msg) from error
+                if not full:
+                    full = True
+                    self._run_on_loop(partial(self._space_changed, False))
+                if self._stopping.wait(SPACE_RETRY_S):
+                    raise _StoppedWhileFullError from error
+            else:
+                if full:
+                    self._run_on_loop(partial(self._space_changed, True))
+                return placed
+
+    def _begin_segment_with(self, parts: list[bytes], size: int) -> tuple[int, int]:
+        self._state.prune(self._committed)
+        head = self._state.head()
+        size += sum(map(len, head))
+        if not (self._writer.fresh and self._writer.has_room(size)):
+            assert self._writer.segment is not None
+            self._writer.begin_segment(self._writer.segment.number + 1, size)
+        return self._writer.write([*head, *parts], size)
+
+    def _take_in(self, group: list[_Append]) -> tuple[Index, Index, Index]:
+        """Follow the stream: what the next segment's head must say, and the bounds of this group for the index."""
+        state = self._state
+        lowest = last = highest = 0
+        for _, hard_state, batch in group:
+            if hard_state is not None:
+                state.hard_state = hard_state
+            if batch is not None:
+                entries = batch.entries
+                first, last_entry = entries[0].index, entries[-1]
+                last = last_entry.index
+                state.extend(first, last, last_entry.term, _configurations_in(entries))
+                lowest = min(lowest, first) if lowest else first
+                highest = max(highest, last)
+        return lowest, last, highest
+
+    def _delete(self, segments: list[Segment]) -> None:
+        try:
+            for segment in segments:
+                segment.path.unlink()
+            self._system.sync_directory(self._directory)
+        except OSError as error:
+            msg = f"cannot delete old segments in {self._directory}: {error}; check the disk, then start the node again"
+            raise StorageFailedError(msg) from error
+
+
+def _nobody_listens(_: object) -> None:
+    """Before `start` there is nothing to report."""
+
+
+class _StoppedWhileFullError(Exception):
+    """The log is stopped while it waits for space; nothing that is queued was acknowledged."""
+
+
+def _configurations_in(entries: Sequence[Entry]) -> _Configurations:
+    configuration = EntryKind.CONFIGURATION
+    return [(entry.index, entry.record) for entry in entries if entry.kind == configuration]
+
+
+def _take_over(directory: Path, recovery: Recovery, segment_bytes: int, system: SystemCalls) -> SegmentWriter:
+    """
+    Begin this life's first segment with the last good group, then remove what became void.
+
+    That group may stand in the page cache only, left there by an fsync that failed in the last life. In the new file
+    it has the same sequence, which makes void the old copy and any torn bytes behind it, whatever becomes of them.
+    """
+    number = max((number for number, _ in list_segments(directory)), default=0) + 1
+    parts = [*(recovery.last_head or recovery.state.head()), recovery.last_body]
+    size = sum(map(len, parts))
+    writer = SegmentWriter(directory, segment_bytes, max(recovery.last_sequence, 1), system)
+    writer.begin_segment(number, size)
+    assert writer.segment is not None
+    offset, end = writer.write(parts, size)
+    assert offset == FILE_HEADER_BYTES
+    writer.sync()
+    writer.advance(end)
+    recovery.index.add_segment(writer.segment)
+    recovery.index.place(offset, end, *recovery.last_bounds)
+    # Safety: only now, with its successor durable, may anything old go (test_recovery_interrupted_anywhere_recovers).
+    for file in recovery.files:
+        if not file.kept_end:
+            file.path.unlink()
+        elif file.path.stat().st_size > file.kept_end:
+            # Also gives back what was preallocated, or a crash loop would fill the disk with empty segments.
+            _truncate(file.path, file.kept_end)
+    system.sync_directory(directory)
+    return writer
+
+
+def _truncate(path: Path, size: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size)
