@@ -8,6 +8,7 @@ Rooms call ``structlog.get_logger()``; only `configure_logging` decides where th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import sys
@@ -50,6 +51,10 @@ class Stream(Protocol):
         """Pass them on."""
         ...
 
+    def close(self) -> object:
+        """Give the stream back."""
+        ...
+
 
 class RotatingFile:
     """Appends to a file, and sets it aside when it has become too long."""
@@ -74,12 +79,25 @@ class RotatingFile:
         """Hand everything to the kernel."""
         self._file.flush()
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
 
 class LineWriter:
     """A bounded queue in front of a stream, emptied by a thread. Putting never blocks."""
 
-    def __init__(self, stream: Stream, render: Callable[[EventDict], str], lines_max: int = LINES_MAX) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        render: Callable[[EventDict], str],
+        lines_max: int = LINES_MAX,
+        *,
+        owned: bool = False,
+    ) -> None:
+        """An owned stream is closed when the thread ends."""
         self.dropped = 0
+        self._owned = owned
         self._reported = 0
         self._stream = stream
         self._render = render
@@ -105,11 +123,12 @@ class LineWriter:
 
     def close(self, timeout_s: float = _CLOSE_SECONDS) -> None:
         """Write what is queued and end the thread; give up on a stream that does not take it in time."""
+        end = time.monotonic() + timeout_s
         try:
             self._queue.put(None, timeout=timeout_s)
         except queue.Full:
             return
-        self._thread.join(timeout_s)
+        self._thread.join(max(0.0, end - time.monotonic()))
 
     def _run(self) -> None:
         while (line := self._queue.get()) is not None:
@@ -128,6 +147,9 @@ class LineWriter:
                     self._stream.flush()
             except (OSError, ValueError):  # a closed pipe or a full disk must not end logging for ever
                 self.dropped += 1
+        if self._owned:
+            with contextlib.suppress(OSError):
+                self._stream.close()
 
 
 class LogSinks:
@@ -147,7 +169,7 @@ class LogSinks:
             writer.put(event)
 
     def flush(self, timeout_s: float = _CLOSE_SECONDS) -> None:
-        """Wait, for a bounded time, until everything said so far is written; call it before ending the process."""
+        """Wait, for a bounded time, until everything said so far is written."""
         for writer in self._writers:
             writer.flush(timeout_s)
 
@@ -184,7 +206,7 @@ def configure_logging(
         path = log_dir / f"{name}.log"
         try:
             log_dir.mkdir(parents=True, exist_ok=True)
-            writers.append(LineWriter(RotatingFile(path), _json_line))
+            writers.append(LineWriter(RotatingFile(path), _json_line, owned=True))
         except OSError as error:
             msg = f"cannot write the log file {path}: {error.strerror}; give another directory with --log-dir"
             raise StartupError(msg) from error
