@@ -126,6 +126,7 @@ class ConsensusManager:
         self._effects: deque[Effect] = deque()
         self._executing = False
         self._durable: Ticket = 0
+        self._ticket_base: Ticket = 0  # 1 if the first entry was written before there was a machine to number it
         self._held: deque[Send] = deque()
         self._flush_scheduled = False
         self._ticks = 0
@@ -343,10 +344,18 @@ class ConsensusManager:
             ("serving", not (self._stopping or self._leaving)),
         ]
 
-    def _caught_up(self) -> bool:
-        """Applied reaches what the leader last said to be committed, never what this node alone believes (L12)."""
+    def apply_lag(self) -> int:
+        """Entries the leader last said to be committed and this node does not show; never local-only (L12)."""
         report = self.contacts.reports.get(self.leader) if self.leader is not None else None
-        return report is not None and self.applied_index + self.settings.outstanding_max >= report.commit_index
+        committed = report.commit_index if report else 0
+        if self.machine is not None:
+            committed = max(committed, self.machine.commit_index)
+        return max(0, committed - self.applied_index)
+
+    def _caught_up(self) -> bool:
+        """Applied reaches what the leader itself said to be committed, but for what is under way."""
+        heard = self.leader in self.contacts.reports
+        return heard and self.apply_lag() <= self.settings.outstanding_max
 
     # --- events in ---
 
@@ -378,6 +387,9 @@ class ConsensusManager:
     def _persisted(self, ticket: Ticket) -> None:
         if self.machine is None:
             self.become_member(self.peering.born())
+            return
+        ticket -= self._ticket_base
+        if ticket <= 0:
             return
         self._durable = ticket
         if self._held:
@@ -412,7 +424,7 @@ class ConsensusManager:
             else:
                 self._held.append(effect)  # type: ignore[arg-type]
         elif isinstance(effect, Persist):
-            self._log.append(effect.ticket, effect.hard_state, effect.batch)
+            self._log.append(effect.ticket + self._ticket_base, effect.hard_state, effect.batch)
         elif isinstance(effect, Apply):
             self.applier.add(effect.batch)
         elif isinstance(effect, ServeReads):
@@ -444,6 +456,7 @@ class ConsensusManager:
     def _group_applied(self, entries: Sequence[Entry], outcomes: Sequence[Applied | Refusal | None]) -> None:
         self.proposals.applied(entries, outcomes)
         index = entries[-1].index
+        self._log.note_committed(index)
         self.reads.applied(index)
         self.feed(AppliedUpTo(index))
 
@@ -473,7 +486,8 @@ class ConsensusManager:
 
     def write_first_entry(self, hard_state: HardState, batch: EntryBatch) -> None:
         """Persist log entry 1 of a cluster that is being born; `become_member` follows when it is durable."""
-        self._log.append(0, hard_state, batch)
+        self._ticket_base = 1
+        self._log.append(1, hard_state, batch)
 
     def refuse_to_start(self, why: str) -> None:
         """This node may not join; the process ends with this message."""

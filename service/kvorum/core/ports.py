@@ -141,6 +141,10 @@ class Log(Protocol):
         """Durable entries from ``first`` to at most ``last``, at least one, then until ``bytes_max`` is passed."""
         ...
 
+    def note_committed(self, index: Index) -> None:
+        """Say what is committed: which configuration the next segment's head may treat as final. Costs nothing."""
+        ...
+
     def drop_before(self, index: Index) -> None:
         """Forget segments that hold only entries below ``index``."""
         ...
