@@ -19,12 +19,13 @@ import json
 import os
 import secrets
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kvorum.core.errors import LocalError, StartupError, StorageFailedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kvorum.core.ids import Incarnation
 
 FORMAT: Final = 1

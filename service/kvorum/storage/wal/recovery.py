@@ -225,7 +225,7 @@ class _Reader:
 
     def _tear(self, path: Path, offset: int, reason: str, torn_bytes: int) -> None:
         self._recovery.torn_bytes += torn_bytes
-        self._recovery.notes.append(f"cut {torn_bytes} bytes of an unfinished group: {path} at offset {offset}: {reason}")
+        self._recovery.notes.append(f"cut an unfinished group of {torn_bytes} bytes: {path} at {offset}: {reason}")
 
     def _release(self) -> None:
         """Apply the group held back, now that another good one follows it."""
@@ -251,12 +251,11 @@ class _Reader:
             self._started = True
             state.describe(head)
             self._index.restart(head.last_index)
-        elif (head.last_index, head.last_term, head.hard_state) != (state.last_index, state.last_term, state.hard_state):
-            reason = (
-                f"the head says ({head.last_index}, {head.last_term}, {head.hard_state}), earlier segments say "
-                f"({state.last_index}, {state.last_term}, {state.hard_state})"
-            )
-            raise corrupt(file.path, group.offset, reason)
+        else:
+            said = (head.last_index, head.last_term, head.hard_state)
+            known = (state.last_index, state.last_term, state.hard_state)
+            if said != known:
+                raise corrupt(file.path, group.offset, f"the head says {said}, the segments before it say {known}")
         return records[head_records:]
 
     def _replay(

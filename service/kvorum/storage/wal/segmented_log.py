@@ -22,7 +22,6 @@ from kvorum.core.errors import StorageFailedError
 from kvorum.observe.histogram import LatencyHistogram
 from kvorum.storage.wal.layout import FILE_HEADER_BYTES, SEGMENT_BYTES, hard_state_record
 from kvorum.storage.wal.recovery import list_segments, recover
-from kvorum.storage.wal.segments import Segment, SegmentIndex
 from kvorum.storage.wal.system import REAL
 from kvorum.storage.wal.writer import SegmentWriter
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from kvorum.core.entries import Entry, EntryBatch, HardState
     from kvorum.core.ids import Index, Ticket
     from kvorum.storage.wal.recovery import Recovery
+    from kvorum.storage.wal.segments import Segment, SegmentIndex
     from kvorum.storage.wal.stream import StreamState
     from kvorum.storage.wal.system import SystemCalls
 
@@ -58,6 +58,7 @@ class SegmentedLog:
         directory: Path,
         recovery: Recovery,
         writer: SegmentWriter,
+        *,
         run_on_loop: Callable[[Callable[[], None]], object],
         fail: Callable[[StorageFailedError], None],
         system: SystemCalls,
@@ -121,9 +122,9 @@ class SegmentedLog:
         try:
             writer = _take_over(directory, recovery, segment_bytes, system)
         except OSError as error:
-            msg = f"cannot begin a log segment in {directory}: {error}; free space or make it writable, then start again"
+            msg = f"cannot begin a log segment in {directory}: {error}; free space or make it writable, and start again"
             raise StorageFailedError(msg) from error
-        return cls(directory, recovery, writer, run_on_loop, fail, system)
+        return cls(directory, recovery, writer, run_on_loop=run_on_loop, fail=fail, system=system)
 
     # --- the loop's side ---------------------------------------------------------------------------------------------
 
@@ -281,13 +282,14 @@ class SegmentedLog:
         full = False
         while True:
             try:
-                if self._writer.has_room(size):
+                # A segment that was begun before the disk filled up still waits for its head.
+                if not self._writer.fresh and self._writer.has_room(size):
                     placed = self._writer.write(parts, size)
                 else:
                     placed = self._begin_segment_with(parts, size)
             except OSError as error:
                 if error.errno not in _FULL:
-                    msg = f"cannot write the log in {self._directory}: {error}; check the disk, then start the node again"
+                    msg = f"cannot write the log in {self._directory}: {error}; check the disk, then start again"
                     raise StorageFailedError(msg) from error
                 if not full:
                     full = True
