@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
                 self._pause()
                 break
             turn -= 1
-            route = fast.get(data[at + 7]) if size - at > 7 else None  # noqa: PLR2004 - low byte of the name length
+            route = fast.get(data[at + 7]) if size - at > 7 else None
             decoded = route[0](data, at) if route is not None else None
             if decoded is None or route is None:
                 try:

@@ -1,6 +1,4 @@
-"""
-Rows of the diagnostics from the node's own report (contract section 7): real values, no scans, never negative.
-"""
+"""Rows of the diagnostics from the node's own report (contract section 7): real values, no scans, never negative."""
 
 from __future__ import annotations
 

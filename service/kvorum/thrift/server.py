@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import structlog
+
 from kvorum.core.errors import StartupError
 from kvorum.core.ports import EngineStatistics
 from kvorum.thrift.adapter.edge import Edge
@@ -46,7 +47,7 @@ log = structlog.get_logger("kvorum.thrift")
 class ThriftServer:
     """Service TransactionalKV on the client port."""
 
-    def __init__(  # noqa: PLR0913 - the ports of a composition root
+    def __init__(
         self,
         routing: Routing,
         state: AppliedState,
@@ -245,7 +246,7 @@ def _why(port: int, error: OSError) -> str:
 def _bind(port: int) -> list[socket.socket]:
     made: list[socket.socket] = []
     try:
-        for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 - all interfaces is the contract
+        for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             listener = _socket(family)
             if listener is None:
                 continue
@@ -277,7 +278,7 @@ def _socket(family: socket.AddressFamily) -> socket.socket | None:
         if error.errno == errno.EAFNOSUPPORT:
             return None
         raise
-    made.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    made.setblocking(False)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

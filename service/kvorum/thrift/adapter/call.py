@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvorum.core.errors import ErrorCode, Refusal
 from kvorum.thrift.adapter.edge import CLIENT_GONE
-from kvorum.thrift.adapter.validation import RequestRefusedError, missing
+from kvorum.thrift.adapter.validation import RequestRefusedError, refuse_missing
 from kvorum.thrift.protocol.codec import encode_unknown_method
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
             ...
 
 
-DEFECT: Final = Refusal(ErrorCode.INTERNAL, "a defect in this node; see its log. The outcome is unknown; retry like TIMEOUT")
+DEFECT: Final = Refusal(
+    ErrorCode.INTERNAL, "a defect in this node; see its log. The outcome is unknown; retry like TIMEOUT"
+)
 
 
 class Call(ABC):
@@ -195,4 +197,4 @@ class AbsentRequestCall(Call):
 
     def start(self) -> None:
         """Refuse."""
-        raise missing("request")
+        refuse_missing("request")

@@ -1,6 +1,4 @@
-"""
-atomicCommit: a transaction judged as a whole at the edge (contract sections 3.5 and 5.3), decided at apply.
-"""
+"""atomicCommit: a transaction judged as a whole at the edge (contract sections 3.5 and 5.3), decided at apply."""
 
 from __future__ import annotations
 
@@ -113,7 +111,9 @@ def judge_commit(fields: Mapping[str, object], settings: ThriftSettings) -> Atom
     operations = _structs(fields["operations"])
     read_version = optional_int(fields["read_version"]) or 0
     identity = identity_of(dict(fields))
-    conflict_keys = tuple(cast("list[bytes]", fields["read_conflict_keys"])) if _is_list(fields, "read_conflict_keys") else ()
+    conflict_keys = (
+        tuple(cast("list[bytes]", fields["read_conflict_keys"])) if _is_list(fields, "read_conflict_keys") else ()
+    )
     conflict_ranges = tuple(_conflict_range(i, r) for i, r in enumerate(_structs(fields["read_conflict_ranges"])))
     families = [checked_family(raw_name(operation["column_family"])) for operation in operations]
     check_identity(identity)

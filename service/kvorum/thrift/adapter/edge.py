@@ -1,6 +1,4 @@
-"""
-What every call on this node can reach: the ports it works on, the limits, the faults, and the table of methods.
-"""
+"""What every call on this node can reach: the ports it works on, the limits, the faults, and the table of methods."""
 
 from __future__ import annotations
 
@@ -155,7 +153,7 @@ CLIENT_GONE: Final = "CLIENT_GONE"
 class Edge:
     """The surroundings of all calls of one node; built once by the server."""
 
-    def __init__(  # noqa: PLR0913 - the ports of a composition root
+    def __init__(
         self,
         routing: Routing,
         state: AppliedState,

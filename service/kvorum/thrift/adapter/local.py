@@ -1,6 +1,4 @@
-"""
-Methods a node answers alone and at once: ping, diagnostics, status, faults, and those kept for compatibility.
-"""
+"""Methods a node answers alone and at once: ping, diagnostics, status, faults, and those kept for compatibility."""
 
 from __future__ import annotations
 
@@ -166,5 +164,3 @@ class StatusCall(LocalCall):
         """Ask routing."""
         status = diagnostics.status(self.connection.edge.routing.report())
         return {"success": True, "server_version": __version__, **status}
-
-

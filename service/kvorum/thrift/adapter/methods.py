@@ -1,6 +1,4 @@
-"""
-The table of all methods: which class carries a call, and how its fields come out of the general decoder.
-"""
+"""The table of all methods: which class carries a call, and how its fields come out of the general decoder."""
 
 from __future__ import annotations
 
@@ -72,6 +70,7 @@ _TUPLES: Final[dict[str, Callable[[Fields], object]]] = {
     "deleteKey": delete_fields,
     "getReadVersion": version_fields,
 }
+
 
 def shaped(method: str, fields: Fields) -> object:
     """Give the fields the shape their call expects; the hot methods take tuples."""

@@ -1,6 +1,4 @@
-"""
-Reads of single keys and of versions: get, getReadVersion, snapshotRead, snapshotGet, setReadVersion.
-"""
+"""Reads of single keys and of versions: get, getReadVersion, snapshotRead, snapshotGet, setReadVersion."""
 
 from __future__ import annotations
 
@@ -15,9 +13,9 @@ from kvorum.thrift.adapter.validation import (
     check_version,
     checked_family,
     checked_level,
-    missing,
     must_have,
     refuse,
+    refuse_missing,
 )
 from kvorum.thrift.faults import FaultTarget
 from kvorum.thrift.protocol.codec import Fields, encode_reply, optional_bytes, optional_int, raw_name
@@ -40,7 +38,7 @@ class GetCall(ReadCall):
         """Judge and ask routing."""
         key, family, deadline_ms, consistency = cast("GetFields", self.fields)
         if key is None:
-            raise missing("key")
+            refuse_missing("key")
         edge = self.connection.edge
         if edge.faults.armed and self.struck(FaultTarget.GET):
             return

@@ -1,6 +1,4 @@
-"""
-Range reads: getRange and snapshotGetRange, scanned and encoded in slices so that others get their turn.
-"""
+"""Range reads: getRange and snapshotGetRange, scanned and encoded in slices so that others get their turn."""
 
 from __future__ import annotations
 

@@ -35,20 +35,18 @@ def refuse(code: str, text: str) -> NoReturn:
     raise RequestRefusedError(code, text)
 
 
-def missing(path: str) -> RequestRefusedError:
-    """Make the refusal for a required field that is absent or has another type."""
-    return RequestRefusedError(
-        ErrorCode.BAD_REQUEST, f"required field {path} is missing or has another type than the contract says"
-    )
+def refuse_missing(path: str) -> NoReturn:
+    """Refuse a request whose required field is absent or has another type."""
+    refuse(ErrorCode.BAD_REQUEST, f"required field {path} is missing or has another type than the contract says")
 
 
 def must_have(fields: Mapping[str, object] | None, names: Iterable[str], path: str = "") -> Mapping[str, object]:
     """Refuse a request without its required fields."""
     if fields is None:
-        raise missing("request")
+        refuse_missing("request")
     for name in names:
         if fields[name] is None:
-            raise missing(path + name)
+            refuse_missing(path + name)
     return fields
 
 
@@ -57,7 +55,7 @@ def checked_family(raw: bytes) -> bytes:
     if not raw or raw == _DEFAULT_NAME:
         return DEFAULT_FAMILY
     if len(raw) > FAMILY_BYTES_MAX:
-        refuse(ErrorCode.INVALID_ARGUMENT, f"column_family has {len(raw)} bytes; at most {FAMILY_BYTES_MAX} are allowed")
+        refuse(ErrorCode.INVALID_ARGUMENT, f"column_family has {len(raw)} bytes, more than {FAMILY_BYTES_MAX}")
     try:
         raw.decode()
     except UnicodeDecodeError:
@@ -120,5 +118,5 @@ def check_value(value: bytes, bytes_max: int, path: str = "value") -> None:
 def check_stamp(buffer: bytes, path: str) -> None:
     """Refuse a buffer that has no room for a versionstamp."""
     if len(buffer) < STAMP_BYTES:
-        text = f"{path} has {len(buffer)} bytes; it must have at least {STAMP_BYTES} bytes, the last of which are stamped"
+        text = f"{path} has {len(buffer)} bytes; it needs at least {STAMP_BYTES} bytes, the last of which are stamped"
         refuse(ErrorCode.INVALID_OPERATION, text)

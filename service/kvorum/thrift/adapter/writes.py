@@ -1,6 +1,4 @@
-"""
-Writes of single keys: setKey, deleteKey, setVersionstampedKey, setVersionstampedValue.
-"""
+"""Writes of single keys: setKey, deleteKey, setVersionstampedKey, setVersionstampedValue."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ from kvorum.thrift.adapter.validation import (
     check_stamp,
     check_value,
     checked_family,
-    missing,
     must_have,
+    refuse_missing,
 )
 from kvorum.thrift.faults import FaultTarget
 from kvorum.thrift.protocol.codec import Fields, encode_reply, identity_of, optional_bytes, optional_int, raw_name
@@ -38,9 +36,9 @@ class SetCall(WriteCall):
         """Judge and hand to routing."""
         key, value, family, deadline_ms, identity = cast("SetFields", self.fields)
         if key is None:
-            raise missing("key")
+            refuse_missing("key")
         if value is None:
-            raise missing("value")
+            refuse_missing("value")
         edge = self.connection.edge
         if edge.faults.armed and self.struck(FaultTarget.SET):
             return
@@ -71,7 +69,7 @@ class DeleteCall(WriteCall):
         """Judge and hand to routing."""
         key, family, deadline_ms, identity = cast("DeleteFields", self.fields)
         if key is None:
-            raise missing("key")
+            refuse_missing("key")
         edge = self.connection.edge
         if edge.faults.armed and self.struck(FaultTarget.DELETE):
             return

@@ -10,12 +10,13 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import kvorum_idl
-from kvorum.core.errors import LocalError
-from kvorum.thrift.protocol.scanner import LIST, STRING, STRUCT, ListRule, ListRules
 from thriftpy2 import protocol
 from thriftpy2.thrift import TApplicationException
 from thriftpy2.transport import TCyMemoryBuffer
+
+import kvorum_idl
+from kvorum.core.errors import LocalError
+from kvorum.thrift.protocol.scanner import LIST, STRING, ListRule, ListRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -79,7 +80,9 @@ def response_fields(method: str) -> frozenset[str]:
     return frozenset(spec[1] for spec in _RESPONSES[method].thrift_spec.values())
 
 
-def decode_request(method: str, data: bytes, body: int, end: int, cuts: Iterable[tuple[int, int]] = ()) -> Fields | None:
+def decode_request(
+    method: str, data: bytes, body: int, end: int, cuts: Iterable[tuple[int, int]] = ()
+) -> Fields | None:
     """
     Decode the arguments of a call.
 
@@ -214,6 +217,3 @@ def delete_fields(fields: Fields) -> DeleteFields:
 def version_fields(fields: Fields) -> VersionFields:
     """Fields of getReadVersion as a tuple."""
     return optional_int(fields["deadline_ms"]), raw_name(fields["consistency"])
-
-
-assert STRUCT == 12  # noqa: PLR2004 - thriftpy2 and the scanner speak of the same numbers

@@ -30,10 +30,8 @@ LIST: Final = 15
 
 _VARIABLE: Final = 0
 _NO_TYPE: Final = -1
-_WIDTH: Final = tuple(
-    {BOOL: 1, BYTE: 1, DOUBLE: 8, I16: 2, I32: 4, I64: 8}.get(t, _VARIABLE if t in range(STRING, LIST + 1) else _NO_TYPE)
-    for t in range(256)
-)
+_FIXED: Final = {BOOL: 1, BYTE: 1, DOUBLE: 8, I16: 2, I32: 4, I64: 8}
+_WIDTH: Final = tuple(_FIXED.get(t, _VARIABLE if STRING <= t <= LIST else _NO_TYPE) for t in range(256))
 """Bytes of a value by wire type; 0 for those that say their own length, -1 for types that do not exist."""
 _LEAST: Final = tuple({STRING: 4, STRUCT: 1, MAP: 6, SET: 5, LIST: 5}.get(t, width) for t, width in enumerate(_WIDTH))
 """Fewest bytes one element of this type takes, to judge an element count before anything is read."""
@@ -185,11 +183,11 @@ class Scanner:
     def _header(self, data: bytes | bytearray, base: int) -> bool:
         """Judge version, type and name as soon as each is there; True when the walk may begin."""
         size = len(data) - base
-        if data[base] != 0x80 or (size > 1 and data[base + 1] != 0x01):  # noqa: PLR2004 - the version word itself
+        if data[base] != 0x80 or (size > 1 and data[base + 1] != 0x01):
             raise MalformedError(Malformed.START)
-        if size >= 4 and data[base + 3] != CALL:  # noqa: PLR2004 - length of the version word
+        if size >= 4 and data[base + 3] != CALL:
             raise MalformedError(Malformed.MESSAGE_TYPE)
-        if size < 8:  # noqa: PLR2004 - version word and name length
+        if size < 8:
             self._need = size + 1
             return False
         (name_bytes,) = _i32(data, base + 4)
@@ -210,7 +208,7 @@ class Scanner:
         self._need = self.body + 1
         return True
 
-    def _walk(self, data: bytes | bytearray, base: int, steps: int) -> int:  # noqa: C901, PLR0912, PLR0915
+    def _walk(self, data: bytes | bytearray, base: int, steps: int) -> int:
         """
         Walk values until the argument struct ends.
 
