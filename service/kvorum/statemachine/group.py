@@ -118,7 +118,7 @@ class ApplyGroup:
                     put(CURRENT_DEFAULT + record[_KEY_AT:end], IN_HISTORY + version[1:])
                 put(HISTORY_DEFAULT + record[_KEY_LENGTH_AT:end] + version + KIND_SET, value)
             elif head == _PLAIN_DELETE:
-                if end != len(record):
+                if end > len(record):
                     raise _cut_short(entry)
                 put(CURRENT_DEFAULT + record[_KEY_AT:end], TOMBSTONE + version[1:])
                 put(HISTORY_DEFAULT + record[_KEY_LENGTH_AT:end] + version + KIND_DELETE, b"")
@@ -271,4 +271,4 @@ class ApplyGroup:
 
 def _cut_short(entry: Entry) -> LocalError:
     """The error for a record whose lengths do not fit; guessing is forbidden, because the entry was committed."""
-    return LocalError(f"log entry {entry.index} is shorter or longer than its key length says; the node must stop")
+    return LocalError(f"log entry {entry.index} is shorter than its key length says; the node must stop")

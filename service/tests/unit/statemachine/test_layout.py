@@ -56,7 +56,9 @@ def test_rows_of_a_small_store_are_the_documented_bytes(store):
 def test_change_records_read_back_as_written(changes):
     """Any family id, any key."""
     row = b"".join(
-        change_record(change.version.to_bytes(8, "big"), bytes((change.kind,)), family_varint(change.family_id), change.key)
+        change_record(
+            change.version.to_bytes(8, "big"), bytes((change.kind,)), family_varint(change.family_id), change.key
+        )
         for change in changes
     )
 
@@ -86,5 +88,7 @@ def test_changes_of_a_huge_group_go_on_in_bounded_parts(store):
     changes = [change for _, row in stored for change in parse_changes(row)]
     assert 1002 == len(changes)
     assert [1, *[2] * 1000, 3] == [change.version for change in changes]
-    above_one = [change for _, row in store.engine.iterate(changes_key(2), CHANGES_END) for change in parse_changes(row)]
+    above_one = [
+        change for _, row in store.engine.iterate(changes_key(2), CHANGES_END) for change in parse_changes(row)
+    ]
     assert 1001 == len([change for change in above_one if change.version > 1])

@@ -104,9 +104,7 @@ def test_worked_example_gives_the_contracts_answer(store, query, keys, next_key,
         store.group(*[store.set(bytes.fromhex(key), b"newer", family) for key in STORED[::2]])
         store.group(*[store.delete(bytes.fromhex(key), family) for key in STORED[1::3]])
         store.one(store.set(b"b1", b"younger than the version", family))
-    arguments = {
-        name: bytes.fromhex(value) if name in ("begin", "end") else value for name, value in query.items()
-    }
+    arguments = {name: bytes.fromhex(value) if name in ("begin", "end") else value for name, value in query.items()}
 
     result = store.scan(version=version, family=family, **arguments)
 

@@ -81,7 +81,9 @@ def test_short_stamp_buffer_refuses_the_whole_write(store, length, make, alone):
 def test_last_mutation_on_a_key_wins_and_makes_the_only_row(store):
     """A commit's net effect per key is one row, also for a stamped value that is overwritten."""
     outcome = store.one(
-        store.commit(0, stamped_value(b"k", b"x" * 10), store.set(b"k", b"2"), store.set(b"d", b"1"), store.delete(b"d"))
+        store.commit(
+            0, stamped_value(b"k", b"x" * 10), store.set(b"k", b"2"), store.set(b"d", b"1"), store.delete(b"d")
+        )
     )
 
     assert 1 == len(outcome.generated_values)

@@ -1,0 +1,203 @@
+"""
+Every sub-command with its options; what a command needs is imported when it is called, so that each starts fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from kvorum.cli.output import OutputFormat
+
+app = typer.Typer(
+    help="kvorum: a transactional key-value store kept by Raft consensus.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+wal = typer.Typer(help="Look into a node's consensus log; read-only.", no_args_is_help=True)
+app.add_typer(wal, name="wal")
+
+Endpoints = Annotated[
+    str,
+    typer.Option(
+        "--endpoints",
+        "-e",
+        envvar="KVORUM_ENDPOINTS",
+        help="Client endpoints of the nodes, host:port separated by commas.",
+    ),
+]
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Form of the output.")]
+Hex = Annotated[bool, typer.Option("--hex", help="Keys and values are hexadecimal instead of text with \\xNN.")]
+Family = Annotated[Optional[str], typer.Option("--family", "-f", help="Column family; the default one if absent.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds for the whole command's call.", min=0.1)]
+Consistency = Annotated[
+    Optional[str],
+    typer.Option("--consistency", help="Read level: read_index (linearizable), leader or local; else the node's own."),
+]
+
+LOCALHOST = "localhost:9090"
+
+
+@app.command()
+def serve(
+    port: Annotated[
+        Optional[int], typer.Option("--port", "-p", help="Client port; THRIFT_PORT wins.", min=1, max=65535)
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option("--config", "-c", help="TOML configuration file.")] = None,
+    node_id: Annotated[
+        Optional[int], typer.Option("--node-id", "-n", help="This node's index in replica_endpoints.", min=0)
+    ] = None,
+    db_path: Annotated[Optional[Path], typer.Option("--db-path", "-d", help="Data directory, used as it is.")] = None,
+    log_dir: Annotated[Optional[Path], typer.Option("--log-dir", help="Directory for log files; default logs.")] = None,
+    http_port: Annotated[
+        Optional[int],
+        typer.Option("--http-port", help="Port of metrics and health; default client port - 1000.", min=1, max=65535),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")] = False,
+) -> None:
+    """
+    Run one node until SIGTERM.
+
+    Without a file: a standalone node on port 9090 with its data below the current directory. Peers use the client
+    port - 2000.
+    """
+    from kvorum.cli.serve import serve as run_node
+
+    run_node(
+        port=port,
+        config=config,
+        node_id=node_id,
+        db_path=db_path,
+        log_dir=log_dir,
+        http_port=http_port,
+        verbose=verbose,
+    )
+
+
+@app.command()
+def status(endpoints: Endpoints = LOCALHOST, output: Output = OutputFormat.TEXT) -> None:
+    """Show each node's role, term and progress; exit code 1 if none of them leads."""
+    from kvorum.cli.status import show_status
+
+    show_status(endpoints, output)
+
+
+@app.command()
+def verify(
+    endpoints: Endpoints = LOCALHOST,
+    http_endpoints: Annotated[
+        Optional[str],
+        typer.Option("--http-endpoints", help="HTTP endpoints in the same order; default client port - 1000."),
+    ] = None,
+    output: Output = OutputFormat.TEXT,
+) -> None:
+    """Compare the state of all nodes by its hash at one applied index; exit code 1 if they differ."""
+    from kvorum.cli.verify import verify as run_verify
+
+    run_verify(endpoints, http_endpoints, output)
+
+
+@app.command()
+def get(
+    key: Annotated[str, typer.Argument(help="The key.")],
+    endpoints: Endpoints = LOCALHOST,
+    family: Family = None,
+    consistency: Consistency = None,
+    hexadecimal: Hex = False,
+    timeout: Timeout = 15.0,
+    output: Output = OutputFormat.TEXT,
+) -> None:
+    """Print the value of a key; exit code 1 if there is none."""
+    from kvorum.cli.keys import KeyCommand
+
+    command = KeyCommand(endpoints, as_hex=hexadecimal, timeout_s=timeout, output=output, family=family)
+    command.get(key, consistency)
+
+
+@app.command("set")
+def set_key(
+    key: Annotated[str, typer.Argument(help="The key.")],
+    value: Annotated[str, typer.Argument(help="The value.")],
+    endpoints: Endpoints = LOCALHOST,
+    family: Family = None,
+    hexadecimal: Hex = False,
+    timeout: Timeout = 15.0,
+    output: Output = OutputFormat.TEXT,
+) -> None:
+    """Write a key; exit code 0 means durable on a quorum."""
+    from kvorum.cli.keys import KeyCommand
+
+    command = KeyCommand(endpoints, as_hex=hexadecimal, timeout_s=timeout, output=output, family=family)
+    command.set(key, value)
+
+
+@app.command()
+def delete(
+    key: Annotated[str, typer.Argument(help="The key.")],
+    endpoints: Endpoints = LOCALHOST,
+    family: Family = None,
+    hexadecimal: Hex = False,
+    timeout: Timeout = 15.0,
+    output: Output = OutputFormat.TEXT,
+) -> None:
+    """Remove a key; a missing key is no error."""
+    from kvorum.cli.keys import KeyCommand
+
+    command = KeyCommand(endpoints, as_hex=hexadecimal, timeout_s=timeout, output=output, family=family)
+    command.delete(key)
+
+
+@app.command("range")
+def range_(
+    begin: Annotated[str, typer.Argument(help="First key, inclusive; absent: from the start.")] = "",
+    end: Annotated[Optional[str], typer.Argument(help="Last key, exclusive; absent: \\xff.")] = None,
+    endpoints: Endpoints = LOCALHOST,
+    family: Family = None,
+    limit: Annotated[int, typer.Option("--limit", "-l", help="Most pairs to print; 0: all.", min=0)] = 0,
+    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="From the upper end down.")] = False,
+    keys_only: Annotated[bool, typer.Option("--keys-only", help="Print no values.")] = False,
+    consistency: Consistency = None,
+    hexadecimal: Hex = False,
+    timeout: Timeout = 15.0,
+    output: Output = OutputFormat.TEXT,
+) -> None:
+    """Print keys and values of a range, one pair a line."""
+    from kvorum.cli.keys import KeyCommand
+
+    command = KeyCommand(endpoints, as_hex=hexadecimal, timeout_s=timeout, output=output, family=family)
+    command.range(begin, end, limit=limit, reverse=reverse, keys_only=keys_only, consistency=consistency)
+
+
+@app.command()
+def demo(
+    writes: Annotated[int, typer.Option("--writes", help="Keys to write.", min=100, max=10_000_000)] = 10_000,
+    writers: Annotated[int, typer.Option("--writers", help="Writers at the same time.", min=1, max=1000)] = 32,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the three nodes running afterwards.")] = False,
+) -> None:
+    """Start three nodes, write while the leader is killed and restarted, and prove that nothing was lost."""
+    from kvorum.cli.demo import run_demo
+
+    run_demo(writes=writes, writers=writers, keep=keep)
+
+
+@app.command()
+def version() -> None:
+    """Print kvorum's version."""
+    import kvorum
+
+    print(kvorum.__version__)
+
+
+@wal.command("inspect")
+def inspect_wal(
+    directory: Annotated[Path, typer.Argument(help="The log directory: wal below a node's data directory.")],
+    output: Output = OutputFormat.TEXT,
+) -> None:
+    """Say what a log directory holds: segments, entries, terms, votes, and where it is torn."""
+    from kvorum.cli.wal import inspect
+
+    inspect(directory, output)
