@@ -34,9 +34,7 @@ def _listen(port: int) -> socket.socket:
     try:
         if socket.has_dualstack_ipv6():
             try:
-                return socket.create_server(
-                    ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
-                )
+                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
