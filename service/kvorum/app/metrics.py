@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvorum.consensus.metrics import consensus_metrics
 from kvorum.observe.metrics import Metric, counter, gauge, histogram, render
+from kvorum.thrift.metrics import edge_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def node_metrics(node: Node) -> bytes:
     """Prometheus text of one node."""
-    return render([lambda: consensus_metrics(node.consensus), lambda: _storage(node), node.server.metrics])
+    return render([lambda: consensus_metrics(node.consensus), lambda: _storage(node), lambda: edge_metrics(node.server)])
 
 
 def _storage(node: Node) -> Iterable[Metric]:
