@@ -23,6 +23,7 @@ from kvorum.storage.wal.layout import (
     decode_file_header,
     find_group,
     group_at,
+    is_zero_from,
     records_in,
     segment_number,
 )
@@ -105,7 +106,7 @@ def recover(directory: Path) -> Recovery:
 def _look_at(path: Path, number: int) -> SegmentFile:
     data = path.read_bytes()
     file = SegmentFile(path, number, decode_file_header(data[:FILE_HEADER_BYTES]))
-    file.blank = data.count(0, FILE_HEADER_BYTES) >= len(data) - FILE_HEADER_BYTES
+    file.blank = is_zero_from(data, FILE_HEADER_BYTES)
     if file.header is None:
         return file
     if file.header.version != VERSION:
@@ -183,7 +184,7 @@ class _Reader:
         while bound is None or self._expected < bound:
             found = group_at(data, offset, file.header.salt)
             if found is None:
-                if data.count(0, offset) < len(data) - offset:
+                if not is_zero_from(data, offset):
                     return Flaw(offset, "zero length with data behind it")
                 return None
             if isinstance(found, Flaw):
