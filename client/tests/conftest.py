@@ -6,12 +6,13 @@ import asyncio
 import inspect
 from typing import Any
 
-import kvorum_idl
 import pytest
-from kvorum_client.wire import MessageScanner
 from thriftpy2.protocol.cybin import TCyBinaryProtocol
 from thriftpy2.thrift import TMessageType
 from thriftpy2.transport.memory import TCyMemoryBuffer
+
+import kvorum_idl
+from kvorum_client.wire import MessageScanner
 
 
 class DropConnection(Exception):  # noqa: N818 - an order to the fake

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kvorum_client import InvalidRequestError, UnreadableError
 from kvorum_client.overlay import UNDECIDED, ConflictSet, Overlay, RangeRead, must_be_stampable
 
@@ -93,7 +96,7 @@ def test_conflict_set_normalised_covers_exactly_what_was_added(keys, ranges, pro
             )
             assert added == covered
     assert len(singles) == len(set(singles))
-    for (one, _, end), (two, begin, _) in zip(spans, spans[1:], strict=False):
+    for (one, _, end), (two, begin, _) in pairwise(spans):
         assert one != two or end < begin
     assert all(begin < end for _, begin, end in spans)
 

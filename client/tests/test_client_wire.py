@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import kvorum_idl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kvorum_client import ProtocolViolationError
-from kvorum_client.wire import Method, MessageScanner
 from thriftpy2.protocol.cybin import TCyBinaryProtocol
 from thriftpy2.thrift import TApplicationException, TMessageType
 from thriftpy2.transport.memory import TCyMemoryBuffer
+
+import kvorum_idl
+from kvorum_client import ProtocolViolationError
+from kvorum_client.wire import MessageScanner, Method
 
 
 def encode(name: str, result: object, kind: int = TMessageType.REPLY, sequence: int = 7) -> bytes:

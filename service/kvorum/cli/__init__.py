@@ -1,6 +1,4 @@
-"""
-The ``kvorum`` command: begin reading at `commands`, which declares every sub-command and loads its module when called.
-"""
+"""The ``kvorum`` command: begin reading at `commands`, which declares every sub-command."""
 
 from __future__ import annotations
 

@@ -1,11 +1,9 @@
-"""
-Every sub-command with its options; what a command needs is imported when it is called, so that each starts fast.
-"""
+"""Every sub-command with its options; what a command needs is imported when called, so that each starts fast."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -32,10 +30,10 @@ Endpoints = Annotated[
 ]
 Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Form of the output.")]
 Hex = Annotated[bool, typer.Option("--hex", help="Keys and values are hexadecimal instead of text with \\xNN.")]
-Family = Annotated[Optional[str], typer.Option("--family", "-f", help="Column family; the default one if absent.")]
+Family = Annotated[str | None, typer.Option("--family", "-f", help="Column family; the default one if absent.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds for the whole command's call.", min=0.1)]
 Consistency = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--consistency", help="Read level: read_index (linearizable), leader or local; else the node's own."),
 ]
 
@@ -44,17 +42,18 @@ LOCALHOST = "localhost:9090"
 
 @app.command()
 def serve(
+    *,
     port: Annotated[
-        Optional[int], typer.Option("--port", "-p", help="Client port; THRIFT_PORT wins.", min=1, max=65535)
+        int | None, typer.Option("--port", "-p", help="Client port; THRIFT_PORT wins.", min=1, max=65535)
     ] = None,
-    config: Annotated[Optional[Path], typer.Option("--config", "-c", help="TOML configuration file.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration file.")] = None,
     node_id: Annotated[
-        Optional[int], typer.Option("--node-id", "-n", help="This node's index in replica_endpoints.", min=0)
+        int | None, typer.Option("--node-id", "-n", help="This node's index in replica_endpoints.", min=0)
     ] = None,
-    db_path: Annotated[Optional[Path], typer.Option("--db-path", "-d", help="Data directory, used as it is.")] = None,
-    log_dir: Annotated[Optional[Path], typer.Option("--log-dir", help="Directory for log files; default logs.")] = None,
+    db_path: Annotated[Path | None, typer.Option("--db-path", "-d", help="Data directory, used as it is.")] = None,
+    log_dir: Annotated[Path | None, typer.Option("--log-dir", help="Directory for log files; default logs.")] = None,
     http_port: Annotated[
-        Optional[int],
+        int | None,
         typer.Option("--http-port", help="Port of metrics and health; default client port - 1000.", min=1, max=65535),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")] = False,
@@ -79,7 +78,7 @@ def serve(
 
 
 @app.command()
-def status(endpoints: Endpoints = LOCALHOST, output: Output = OutputFormat.TEXT) -> None:
+def status(*, endpoints: Endpoints = LOCALHOST, output: Output = OutputFormat.TEXT) -> None:
     """Show each node's role, term and progress; exit code 1 if none of them leads."""
     from kvorum.cli.status import show_status
 
@@ -88,9 +87,10 @@ def status(endpoints: Endpoints = LOCALHOST, output: Output = OutputFormat.TEXT)
 
 @app.command()
 def verify(
+    *,
     endpoints: Endpoints = LOCALHOST,
     http_endpoints: Annotated[
-        Optional[str],
+        str | None,
         typer.Option("--http-endpoints", help="HTTP endpoints in the same order; default client port - 1000."),
     ] = None,
     output: Output = OutputFormat.TEXT,
@@ -103,6 +103,7 @@ def verify(
 
 @app.command()
 def get(
+    *,
     key: Annotated[str, typer.Argument(help="The key.")],
     endpoints: Endpoints = LOCALHOST,
     family: Family = None,
@@ -120,6 +121,7 @@ def get(
 
 @app.command("set")
 def set_key(
+    *,
     key: Annotated[str, typer.Argument(help="The key.")],
     value: Annotated[str, typer.Argument(help="The value.")],
     endpoints: Endpoints = LOCALHOST,
@@ -137,6 +139,7 @@ def set_key(
 
 @app.command()
 def delete(
+    *,
     key: Annotated[str, typer.Argument(help="The key.")],
     endpoints: Endpoints = LOCALHOST,
     family: Family = None,
@@ -153,8 +156,9 @@ def delete(
 
 @app.command("range")
 def range_(
+    *,
     begin: Annotated[str, typer.Argument(help="First key, inclusive; absent: from the start.")] = "",
-    end: Annotated[Optional[str], typer.Argument(help="Last key, exclusive; absent: \\xff.")] = None,
+    end: Annotated[str | None, typer.Argument(help="Last key, exclusive; absent: \\xff.")] = None,
     endpoints: Endpoints = LOCALHOST,
     family: Family = None,
     limit: Annotated[int, typer.Option("--limit", "-l", help="Most pairs to print; 0: all.", min=0)] = 0,
@@ -174,6 +178,7 @@ def range_(
 
 @app.command()
 def demo(
+    *,
     writes: Annotated[int, typer.Option("--writes", help="Keys to write.", min=100, max=10_000_000)] = 10_000,
     writers: Annotated[int, typer.Option("--writers", help="Writers at the same time.", min=1, max=1000)] = 32,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the three nodes running afterwards.")] = False,
@@ -194,6 +199,7 @@ def version() -> None:
 
 @wal.command("inspect")
 def inspect_wal(
+    *,
     directory: Annotated[Path, typer.Argument(help="The log directory: wal below a node's data directory.")],
     output: Output = OutputFormat.TEXT,
 ) -> None:

@@ -1,7 +1,7 @@
 """
 Real nodes as child processes on this machine: write their configuration, start, kill, restart, stop.
 
-Used by the demo and by tests. Synchronous on purpose: a signal must go out when it is ordered, not when a loop has time.
+Used by the demo and by tests. Synchronous on purpose: a signal goes out when it is ordered, not when a loop has time.
 """
 
 from __future__ import annotations

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn
-
-from kvorum_client import KvorumError, split_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -19,7 +16,7 @@ PLAIN_WIDTH = 160
 """Columns of a table that goes to a file or a pipe, where nothing can be measured."""
 
 
-class OutputFormat(str, Enum):
+class OutputFormat(StrEnum):
     """Form of what a command prints."""
 
     TEXT = "text"
@@ -52,6 +49,8 @@ def console() -> Console:
 
 def read_endpoints(text: str) -> list[str]:
     """Split ``a:1,b:2``; ends the command if it cannot be read."""
+    from kvorum_client import split_endpoint
+
     endpoints = [part.strip() for part in text.split(",") if part.strip()]
     if not endpoints:
         usage_error("no endpoints given: --endpoints host:port,host:port")
@@ -65,6 +64,10 @@ def read_endpoints(text: str) -> list[str]:
 
 def run_async(work: Coroutine[object, object, int]) -> NoReturn:
     """Run a command's coroutine and end with the exit code it returns; a client error becomes one line."""
+    import asyncio
+
+    from kvorum_client import KvorumError
+
     try:
         code = asyncio.run(work)
     except KvorumError as problem:

@@ -1,13 +1,11 @@
-"""
-``kvorum verify``: do all nodes hold the same state? Each one hashes its own at one and the same applied index.
-"""
+"""``kvorum verify``: do all nodes hold the same state? Each one hashes its own at one and the same applied index."""
 
 from __future__ import annotations
 
 import asyncio
-from http.client import HTTPConnection, HTTPException
 import json
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Final
 
 from kvorum.cli.output import OutputFormat, console, print_json, read_endpoints, run_async, usage_error
@@ -57,7 +55,7 @@ def _fetch(http: str, index: int) -> str:
         response = connection.getresponse()
         body = response.read()
     except (OSError, HTTPException) as problem:
-        text = f"{http} does not give its state hash: {problem or type(problem).__name__}"
+        text = f"{http} does not give its state hash: {str(problem) or type(problem).__name__}"
         raise KvorumError(text) from problem
     finally:
         connection.close()
