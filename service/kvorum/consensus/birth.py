@@ -4,7 +4,8 @@ The birth rule: when an empty data directory may take part in forming a cluster 
 With static endpoints every node derives the same first log entry. Writing it is safe only while nobody has data:
 an empty directory in an old seat may have voted and acknowledged in a life that it forgot. So:
 
-* a majority (this node included) reports empty directories and no reachable peer has data: birth;
+* a majority (this node included) has no data and no reachable peer has any: birth. A peer that was born a moment
+  ago and holds nothing but that first entry has no data yet: nothing was ever elected or acknowledged with it;
 * a peer has data: this node may still be a voter that simply starts late. That is so only if a *confirmed leader*
   says that the seat was never recorded with another data directory; then it is born late with the same first entry;
 * the seat is recorded with another data directory: this disk was wiped or replaced. Refuse to start and name the peer.
@@ -47,7 +48,7 @@ def judge(
         configuration: The first configuration, derived from the file.
         reports: The newest report of each peer that a link stands to.
     """
-    with_data = {peer: report for peer, report in reports.items() if report.born}
+    with_data = {peer: report for peer, report in reports.items() if report.has_data}
     for peer, report in sorted(with_data.items()):
         if report.recorded_incarnation not in (0, incarnation):
             member = configuration.member(peer)
@@ -62,7 +63,7 @@ def judge(
         if any(report.role == Role.LEADER and report.may_serve for report in with_data.values()):
             return Verdict(born=True)
         return Verdict(waiting_for="a leader among the nodes that already have data")
-    empty = 1 + sum(1 for peer, report in reports.items() if not report.born and peer in configuration.voters)
+    empty = 1 + sum(1 for peer, report in reports.items() if not report.has_data and peer in configuration.voters)
     if empty >= configuration.quorum:
         return Verdict(born=True)
     return Verdict(waiting_for=f"{configuration.quorum - empty} more empty node(s) of {len(configuration.voters)}")

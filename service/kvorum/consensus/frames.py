@@ -36,7 +36,7 @@ _REPORT: Final = struct.Struct(">BBBQqQQQQ")
 
 VERSION: Final = 1
 _RESYNC: Final = 1
-_BORN: Final = 1
+_HAS_DATA: Final = 1
 _MAY_SERVE: Final = 2
 
 GAP: Final = 1
@@ -79,8 +79,8 @@ class ForwardReply(NamedTuple):
 class Report:
     """A node about itself."""
 
-    born: bool
-    """False until its directory belongs to a cluster."""
+    has_data: bool
+    """Its log holds more than the first entry, which every node derives alike: it took part in an election."""
     role: str
     may_serve: bool
     """Leader whose no-op of this term has committed."""
@@ -183,7 +183,7 @@ def decode_read_reply(payload: bytes) -> tuple[int, int | None]:
 
 def encode_report(report: Report) -> list[bytes]:
     """Parts of a REPORT frame."""
-    flags = (_BORN if report.born else 0) | (_MAY_SERVE if report.may_serve else 0)
+    flags = (_HAS_DATA if report.has_data else 0) | (_MAY_SERVE if report.may_serve else 0)
     leader = -1 if report.leader is None else report.leader
     return [
         _REPORT.pack(
@@ -210,7 +210,7 @@ def decode_report(payload: bytes) -> Report:
         msg = f"report frame does not parse: {error}"
         raise RemoteError(msg) from error
     return Report(
-        born=bool(flags & _BORN),
+        has_data=bool(flags & _HAS_DATA),
         role=name,
         may_serve=bool(flags & _MAY_SERVE),
         term=term,

@@ -272,7 +272,7 @@ class Peering:
         machine = host.machine
         member = host.members.member(peer) if machine else None
         report = frames.Report(
-            born=machine is not None or self._bearing,
+            has_data=machine is not None and machine.last_index > 1,
             role=machine.role if machine else Role.FOLLOWER,
             may_serve=host.may_serve,
             term=host.term,

@@ -138,7 +138,7 @@ class ObserveServer:
         found = await self._state_hash(None if asked is None else int(asked))
         if found is None:
             return _text(f"this node is not at index {asked}; ask for a later one\n", 409)
-        body = json.dumps({"applied_index": found[0], "state_hash": found[1]}) + "\n"
+        body = json.dumps({"applied_index": found[0], "hash": found[1]}) + "\n"
         return _response(body.encode(), 200, "application/json; charset=utf-8")
 
     async def _answer_page(self, _request: web.Request) -> web.Response:

@@ -13,7 +13,7 @@ from kvorum.core.cluster import Configuration, Member
 THREE = Configuration.of(Member(i, f"n{i}:9090", f"n{i}:7090") for i in range(3))
 ONE = Configuration.of([Member(0, "n0:9090", "n0:7090")])
 EMPTY = Report(
-    born=False,
+    has_data=False,
     role="follower",
     may_serve=False,
     term=0,
@@ -23,7 +23,7 @@ EMPTY = Report(
     uptime_ms=1,
     recorded_incarnation=0,
 )
-BORN = replace(EMPTY, born=True, term=1)
+BORN = replace(EMPTY, has_data=True, term=2)
 CONFIRMED = replace(BORN, role="leader", leader=1, may_serve=True)
 MINE = 0xABC
 
