@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from hypothesis import strategies as st
 
 from kvorum.core.operations import APPLIED, Applied, AtomicCommit, KeyRange, Mutation, MutationKind
 from kvorum.statemachine.sweep import sweep
-from kvorum.storage.rocksdict_engine import RocksdictEngine
 
 FAMILIES = [b"", b"f", b"g"]
 KEYS = [b"\x00", b"a", b"a\x00", b"aa", b"b", b"\xff", b"\xff\xff"]
@@ -55,6 +55,8 @@ def commits():
 
 
 LOGS = st.lists(st.one_of(mutations(), commits(), st.just("noop")), max_size=24)
+CUTS = st.sets(st.integers(0, 24))
+"""Positions at which a log is cut into groups."""
 
 
 class Model:
@@ -136,13 +138,13 @@ def apply_in_groups(store, operations, cuts):
     """Apply a log cut into groups; returns coded outcomes."""
     outcomes = []
     borders = sorted({0, len(operations), *(cut for cut in cuts if cut < len(operations))})
-    for first, end in zip(borders, borders[1:], strict=False):
+    for first, end in pairwise(borders):
         outcomes += store.group(*operations[first:end])
     return coded(outcomes)
 
 
 @settings(max_examples=150, deadline=None)
-@given(LOGS, st.sets(st.integers(0, 24)), st.data())
+@given(LOGS, CUTS, st.data())
 def test_outcomes_and_history_equal_the_models(make_store, operations, cuts, data):
     """Outcomes, families, newest values and every past version."""
     model, store = Model(), make_store()
@@ -176,12 +178,12 @@ def test_outcomes_and_history_equal_the_models(make_store, operations, cuts, dat
 
 
 @settings(max_examples=75, deadline=None)
-@given(LOGS, st.sets(st.integers(0, 24)), st.sets(st.integers(0, 24)), st.integers(0, 24), st.integers(0, 24))
-def test_groups_crashes_and_sweeps_leave_no_trace(make_store, operations, some, others, kept, watermark):
+@given(LOGS, st.tuples(CUTS, CUTS), st.integers(0, 24), st.integers(0, 24))
+def test_groups_crashes_and_sweeps_leave_no_trace(make_store, operations, cuts, kept, watermark):
     """Two replicas that cut the log differently, one of which crashes and sweeps, agree in outcomes and hash."""
     steady, shaken = make_store(), make_store()
-    expected = apply_in_groups(steady, operations, some)
-    apply_in_groups(shaken, operations, others)
+    expected = apply_in_groups(steady, operations, cuts[0])
+    apply_in_groups(shaken, operations, cuts[1])
 
     revived = make_store(shaken.engine.crashed(kept))
     applied = revived.executor.applied_index
@@ -231,36 +233,6 @@ def test_apply_is_the_same_under_every_hash_seed_and_group_size():
 
     assert 1 == len(seen)
     assert 0 < int(seen.pop().split()[1]) < 600
-
-
-def test_store_on_rocksdb_is_the_store_in_memory(make_store, tmp_path):
-    """The same log gives the same outcomes, reads and hash on the real engine, also after opening it again."""
-    memory = make_store()
-    rocks = make_store(RocksdictEngine.open(tmp_path / "store"))
-    written = [make_store.set(b"%d" % (n % 17), b"v" * (n * 9 % 1500), FAMILIES[n % 3]) for n in range(300)]
-    ranges = [KeyRange(FAMILIES[n % 3], b"1", b"2") for n in range(300)]
-    log = [
-        write if n % 5 else make_store.commit(max(0, n - 4), make_store.delete(b"%d" % n), write, ranges=[ranges[n]])
-        for n, write in enumerate(written)
-    ]
-    for first in range(0, 300, 50):
-        assert coded(memory.group(*log[first : first + 50])) == coded(rocks.group(*log[first : first + 50]))
-    watermark = 200
-    for store in (memory, rocks):
-        store.raise_watermark(watermark)
-    list(sweep(rocks.engine, watermark, 7))
-    for family in FAMILIES:
-        for query in ({}, {"reverse": True, "limit": 3}, {"begin": b"1", "end": b"2", "offset": 1}):
-            for version in (None, watermark, 250):
-                assert memory.scan(version, family=family, **query) == rocks.scan(version, family=family, **query)
-    assert memory.hash() == rocks.hash()
-    rocks.engine.close()
-
-    reopened = make_store(RocksdictEngine.open(tmp_path / "store"))
-
-    assert memory.hash() == reopened.hash()
-    assert memory.executor.last_commit_version == reopened.executor.last_commit_version
-    reopened.engine.close()
 
 
 def test_model_itself_knows_a_conflict():

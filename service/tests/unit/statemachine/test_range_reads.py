@@ -151,7 +151,7 @@ def test_scan_sees_one_state_however_long_it_takes(store):
 
 
 def test_unknown_family_is_an_empty_range(store):
-    """getRange of a family nobody wrote answers nothing, without error."""
+    """A range of a family nobody wrote answers nothing, without error."""
     assert ([], False, None) == store.scan(family=b"nobody")
 
 
