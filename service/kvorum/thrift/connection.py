@@ -254,16 +254,20 @@ class Connection(asyncio.Protocol):
                 replies.append(call.reply)
                 answered.append(method)
         if replies:
-            self._write(replies)
-            elapsed = self.edge.clock() - self.received
-            for method in answered:
-                method.latency.observe(elapsed)
+            self._answer_now(replies, answered)
         if reason:
             self._reject(reason)
         elif self.marked or not turn:
             self.flush(self.edge.clock())
         elif self._eof and not self._rest:
             self._ended()
+
+    def _answer_now(self, replies: list[bytes], answered: list[Method]) -> None:
+        """Write replies of calls that never had to wait."""
+        self._write(replies)
+        elapsed = self.edge.clock() - self.received
+        for method in answered:
+            method.latency.observe(elapsed)
 
     def _parse_any(self, data: bytes, at: int) -> int:
         """Take one message of any shape at ``at``; gives where the next begins, or the end if it is not complete."""

@@ -1,4 +1,4 @@
-"""Fault injection (contract section 8): one setting per process, judged once per request at the edge, never replicated."""
+"""Fault injection (contract section 8): one setting per process, judged once per request at the edge."""
 
 from __future__ import annotations
 

@@ -49,6 +49,8 @@ _FAMILY_2: Final = b"\x0b\x00\x02"
 _FAMILY_3: Final = b"\x0b\x00\x03"
 _DEADLINE: Final = b"\x0a\x00\x14"
 _CONSISTENCY: Final = b"\x0b\x00\x15"
+_SHORT_CONSISTENCY: Final = _CONSISTENCY + b"\x00\x00\x00"
+"""With a name below 256 bytes; alone behind the key it is what benchmarks and careful readers send."""
 _END: Final = b"\x00\x00"
 """Both structs, the request and the arguments, end here."""
 
@@ -88,6 +90,10 @@ def decode_get(data: bytes, at: int) -> tuple[int, bytes, GetFields] | None:
     end = start + length
     if data[end : end + 2] == _END:
         return end + 2, data[at + 11 : at + 15], (data[start:end], b"", None, b"")
+    if data[end : end + 6] == _SHORT_CONSISTENCY and len(data) > end + 6:
+        stop = end + 7 + data[end + 6]
+        if data[stop : stop + 2] == _END:
+            return stop + 2, data[at + 11 : at + 15], (data[start:end], b"", None, data[end + 7 : stop])
     options = _options(data, end, _FAMILY_2, consistency=True)
     if options is None:
         return None

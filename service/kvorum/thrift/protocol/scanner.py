@@ -40,8 +40,6 @@ _IN_STRUCT: Final = 0
 _NONE: Final = -1
 _ZERO_RUN: Final = 65_536
 _i32: Final = struct.Struct(">i").unpack_from
-_list_head: Final = struct.Struct(">bi").unpack_from
-_map_head: Final = struct.Struct(">bbi").unpack_from
 
 
 class Malformed:
@@ -209,116 +207,118 @@ class Scanner:
         return True
 
     def _walk(self, data: bytes | bytearray, base: int, steps: int) -> int:
-        """
-        Walk values until the argument struct ends.
-
-        One long function on purpose: its state lives in local variables, and calls would double the cost of a byte.
-        """
+        """Walk values until the argument struct ends; the state lives in local variables, for speed."""
         size = len(data) - base
-        limit = self._bytes_max
         position, frame, left, pending = self._position, self._frame, self._left, self._pending
         stack = self._stack
         need = 0
         while steps:
             steps -= 1
-            # What comes next: a field header, an element, or a value whose head did not fit last time.
+            # What comes next: a value whose head did not fit last time, a field, the end of a container, an element.
             if pending:
                 kind, pending = pending, 0
             elif frame == _IN_STRUCT:
-                if position >= size:
-                    need = position + 1
+                kind = data[base + position] if position < size else 0
+                if position + (3 if kind else 1) > size:
+                    need = position + 1 + (2 if kind else 0)
                     break
-                kind = data[base + position]
                 if kind == 0:
                     position += 1
-                    if not stack:
-                        self.end = position
-                        if position > limit:
-                            raise MalformedError(Malformed.LENGTH)
-                        return Progress.DONE
-                    frame, left = stack.pop()
-                    continue
-                if _WIDTH[kind] < 0:
-                    raise MalformedError(Malformed.WIRE_TYPE)
-                if position + 3 > size:
-                    need = position + 3
+                    if stack:
+                        frame, left = stack.pop()
+                        continue
+                    self.end = position
                     break
                 self._field = data[base + position + 1] << 8 | data[base + position + 2]
                 position += 3
+            elif left == 0:
+                frame, left = stack.pop()
+                if self._cut_from >= 0 and len(stack) == 1:
+                    self._cut(position)
+                continue
             else:
-                if left == 0:
-                    frame, left = stack.pop()
-                    if self._cut_from >= 0 and len(stack) == 1:
-                        self._cut(position)
-                    continue
-                if frame == STRUCT and position < size and data[base + position] == 0:
-                    # A run of empty structs is a run of zero bytes; 16 MiB of them must not take 16 million steps.
-                    run = data[base + position : base + position + min(left, _ZERO_RUN)]
-                    zeros = len(run) - len(run.lstrip(b"\0"))
-                    position += zeros
-                    left -= zeros
-                    continue
                 kind = frame if frame <= LIST else (frame & 0xFF if left & 1 else frame >> 8)
                 left -= 1
-            # The value itself.
+            # The value itself; its length is believed, for the next thing read must lie behind it.
             width = _WIDTH[kind]
-            if width:
+            if width > 0:
                 position += width
-                if position > limit:
-                    raise MalformedError(Malformed.LENGTH)
             elif kind == STRING:
                 if position + 4 > size:
                     pending, need = kind, position + 4
                     break
                 (length,) = _i32(data, base + position)
                 position += 4 + length
-                if length < 0 or position > limit:
+                if length < 0:
                     raise MalformedError(Malformed.LENGTH)
-            elif kind == STRUCT:
-                if len(stack) + 2 > DEPTH_MAX:
-                    raise MalformedError(Malformed.NESTING)
-                if not stack:
-                    self._judging = self._field == 1
-                    self.oversized.clear()
-                stack.append((frame, left))
-                frame = _IN_STRUCT
             else:
-                head = 6 if kind == MAP else 5
-                if position + head > size:
-                    pending, need = kind, position + head
+                self._position, self._frame, self._left = position, frame, left
+                need = self._open(kind, data, base)
+                position, frame, left = self._position, self._frame, self._left
+                if need:
+                    pending = kind
                     break
-                if len(stack) + 2 > DEPTH_MAX:
-                    raise MalformedError(Malformed.NESTING)
-                if kind == MAP:
-                    first, second, count = _map_head(data, base + position)
-                    least, elements = _LEAST[first & 0xFF] + _LEAST[second & 0xFF], first << 8 | second
-                    if _WIDTH[first & 0xFF] < 0 or _WIDTH[second & 0xFF] < 0:
-                        raise MalformedError(Malformed.WIRE_TYPE)
-                else:
-                    elements, count = _list_head(data, base + position)
-                    least = _LEAST[elements & 0xFF]
-                    if _WIDTH[elements & 0xFF] < 0:
-                        raise MalformedError(Malformed.WIRE_TYPE)
-                if count < 0 or position + head + count * least > limit:
-                    raise MalformedError(Malformed.LENGTH)
-                if kind == LIST and self._judging and len(stack) == 1 and frame == _IN_STRUCT:
-                    self._judge_list(position - 3, elements, count)
-                position += head
-                if kind != MAP and _WIDTH[elements]:
-                    position += count * _WIDTH[elements]
-                    if self._cut_from >= 0 and len(stack) == 1:
-                        self._cut(position)
-                else:
-                    stack.append((frame, left))
-                    frame = elements
-                    left = count * 2 if kind == MAP else count
+        if position > self._bytes_max or need > self._bytes_max:
+            raise MalformedError(Malformed.LENGTH)
+        if self.end:
+            return Progress.DONE
         self._position, self._frame, self._left, self._pending = position, frame, left, pending
-        if need:
-            if need > limit:
-                raise MalformedError(Malformed.LENGTH)
-            self._need = need
-            return Progress.STARVED
-        return Progress.TIRED
+        self._need = need
+        return Progress.STARVED if need else Progress.TIRED
+
+    def _open(self, kind: int, data: bytes | bytearray, base: int) -> int:
+        """Enter a struct or container; gives the bytes needed if its head is not complete, else 0."""
+        if _WIDTH[kind] < 0:
+            raise MalformedError(Malformed.WIRE_TYPE)
+        stack = self._stack
+        if len(stack) + 2 > DEPTH_MAX:
+            raise MalformedError(Malformed.NESTING)
+        if kind == STRUCT:
+            if not stack:
+                self._judging = self._field == 1
+                self.oversized.clear()
+            elif self._frame == STRUCT:
+                self._skip_empty_structs(data, base)
+            stack.append((self._frame, self._left))
+            self._frame = _IN_STRUCT
+            return 0
+        head = 6 if kind == MAP else 5
+        start = self._position
+        if start + head > len(data) - base:
+            return start + head
+        first = data[base + start]
+        last = data[base + start + head - 5]
+        (count,) = _i32(data, base + start + head - 4)
+        if _WIDTH[first] < 0 or _WIDTH[last] < 0:
+            raise MalformedError(Malformed.WIRE_TYPE)
+        least = _LEAST[first] + _LEAST[last] if kind == MAP else _LEAST[last]
+        if count < 0 or start + head + count * least > self._bytes_max:
+            raise MalformedError(Malformed.LENGTH)
+        if kind == LIST and self._judging and len(stack) == 1 and self._frame == _IN_STRUCT:
+            self._judge_list(start - 3, last, count)
+        self._position = start + head
+        if _WIDTH[first] and _WIDTH[last]:
+            # Elements of fixed width are passed at once, nothing is entered.
+            self._position += count * least
+            if self._cut_from >= 0 and len(stack) == 1:
+                self._cut(self._position)
+            return 0
+        stack.append((self._frame, self._left))
+        self._frame = first << 8 | last if kind == MAP else last
+        self._left = count * 2 if kind == MAP else count
+        return 0
+
+    def _skip_empty_structs(self, data: bytes | bytearray, base: int) -> None:
+        """
+        Pass a run of empty structs, but for one, at once.
+
+        They are zero bytes, and 16 MiB of them must not take 16 million steps.
+        """
+        start = base + self._position
+        run = data[start : start + min(self._left, _ZERO_RUN)]
+        zeros = len(run) - len(run.lstrip(b"\0"))
+        self._position += zeros
+        self._left -= zeros
 
     def _judge_list(self, start: int, element: int, count: int) -> None:
         """Note a list of the request struct that no decoder must see."""
