@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def node_metrics(node: Node) -> bytes:
     """Prometheus text of one node."""
-    return render([lambda: consensus_metrics(node.consensus), lambda: _storage(node), lambda: edge_metrics(node.server)])
+    return render(
+        [lambda: consensus_metrics(node.consensus), lambda: _storage(node), lambda: edge_metrics(node.server)]
+    )
 
 
 def _storage(node: Node) -> Iterable[Metric]:

@@ -1,12 +1,13 @@
 """
 One node, put together: every adapter is handed to its port here, and nowhere else.
 
-Order of start: data directory, storage, log, then consensus and links, then the client port, then HTTP. A client that
-is accepted is served: it waits for a leader inside its deadline. Order of stop: unready, client port, consensus, storage.
+Order of start: data directory, storage, log, then the client port and HTTP, then links and consensus. A client that is
+accepted is served: it waits for a leader inside its deadline. Order of stop: unready, client port, consensus, storage.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from kvorum.app.metrics import node_metrics
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
 from kvorum.consensus.registry import AlgorithmSettings
 from kvorum.core.cluster import Configuration, Member
+from kvorum.core.errors import StorageFailedError
 from kvorum.peers.tcp import TcpPeerLinks
 from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
@@ -29,7 +31,6 @@ from kvorum.thrift.server import ThriftServer
 from kvorum.thrift.settings import ThriftSettings
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from kvorum.config.settings import Settings
@@ -96,6 +97,7 @@ class Node:
             on_defect=self._defect,
         )
         self.http: ObserveServer | None = None
+        self._flushing: asyncio.Future[None] | None = None
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
@@ -121,7 +123,7 @@ class Node:
         Raises:
             StartupError: A port is taken, or the directory does not fit the cluster.
         """
-        self.consensus.start()
+        # Ports first: a node that cannot have them must not take part for a moment.
         await self.server.start()
         if self.settings.http_port is not None:
             # Imported late: a standalone node without HTTP must not pay for it.
@@ -134,9 +136,10 @@ class Node:
                 live=lambda: True,  # answered by the loop itself: that is the proof
                 ready=self.consensus.readiness,
                 status=self.status,
-                state_hash=StateHasher(self.executor).at,
+                state_hash=StateHasher(self.executor, self.consensus.applier).at,
             )
             await self.http.start()
+        self.consensus.start()
 
     async def stop(self) -> None:
         """Finish what is under way within the grace, then close everything; durable state needs no flush."""
@@ -145,6 +148,8 @@ class Node:
         await self.consensus.stop(STOP_GRACE_S)
         if self.http is not None:
             await self.http.stop()
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing])
         self.engine.close()
         self.directory.close()
 
@@ -186,12 +191,11 @@ class Node:
             else:
                 self._fail(error)
 
-        self._loop.run_in_executor(None, self.engine.flush).add_done_callback(finished)
+        self._flushing = self._loop.run_in_executor(None, self.engine.flush)
+        self._flushing.add_done_callback(finished)
 
     def _defect(self, error: BaseException) -> None:
         """A failed disk or a broken invariant ends the node; any other defect cost one request and was answered."""
-        from kvorum.core.errors import StorageFailedError  # noqa: PLC0415
-
         if isinstance(error, (StorageFailedError, AssertionError)):
             self._fail(error)
 

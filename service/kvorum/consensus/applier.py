@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from kvorum.core.entries import entry_bytes
+from kvorum.core.entries import EntryBatch, entry_bytes
 from kvorum.core.errors import WriteStalledError
 from kvorum.observe.histogram import LatencyHistogram
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
-    from kvorum.core.entries import Entry, EntryBatch
+    from kvorum.core.entries import Entry
     from kvorum.core.errors import Refusal
     from kvorum.core.ids import Index
     from kvorum.core.operations import Applied
@@ -62,6 +62,8 @@ class Applier:
         self._queue: deque[EntryBatch] = deque()
         self._steps: Iterator[list[Applied | Refusal | None] | None] | None = None
         self._scheduled = False
+        self._slicing = False
+        self._stops: list[tuple[Index, Callable[[], None]]] = []
         self._flushing = False
         self._unflushed_entries = 0
         self._unflushed_bytes = 0
@@ -82,8 +84,28 @@ class Applier:
 
     def pump(self) -> None:
         """Apply one slice now, unless a later turn of the loop is already booked; book one for what remains."""
-        if self._queue and not self._scheduled:
+        if self._queue and not self._scheduled and not self._slicing:
             self._slice()
+
+    def stop_at(self, index: Index, reached: Callable[[], None]) -> None:
+        """
+        Call back when exactly ``index`` is applied: a group that reaches beyond it is applied in two.
+
+        An index that is already behind is called back for at the next group, with whatever is applied then.
+        """
+        self._stops.append((index, reached))
+        self._stops.sort(key=lambda stop: stop[0])
+
+    def _split_at_stop(self) -> None:
+        if not self._stops:
+            return
+        batch, index = self._queue[0], self._stops[0][0]
+        first, last = batch.entries[0].index, batch.entries[-1].index
+        if first <= index < last:
+            self._queue.popleft()
+            cut = index - first + 1
+            self._queue.appendleft(EntryBatch(batch.entries[cut:]))
+            self._queue.appendleft(EntryBatch(batch.entries[:cut]))
 
     def _resume(self) -> None:
         self._scheduled = False
@@ -93,10 +115,11 @@ class Applier:
         """One slice of the group at the head."""
         if not self._queue:
             return
-        entries = self._queue[0].entries
         started = self._clock()
         if self._steps is None:
-            self._steps = self._machine.apply(entries)
+            self._split_at_stop()
+            self._steps = self._machine.apply(self._queue[0].entries)
+        entries = self._queue[0].entries
         try:
             outcomes = next(self._steps)
         except WriteStalledError:
@@ -112,7 +135,14 @@ class Applier:
             self._queue.popleft()
             self.histogram.observe(self._clock() - started)
             self._note_unflushed(entries)
-            self._on_applied(entries, outcomes)
+            while self._stops and self._stops[0][0] <= self._machine.applied_index:
+                self._stops.pop(0)[1]()
+            # What the outcomes set off comes back here through `pump`; the next group waits for its own turn.
+            self._slicing = True
+            try:
+                self._on_applied(entries, outcomes)
+            finally:
+                self._slicing = False
         if self._queue and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._resume)

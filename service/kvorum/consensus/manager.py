@@ -179,7 +179,7 @@ class ConsensusManager:
         self._stopping = True
         self.proposals.shut_down()
         end = self.clock() + grace_s
-        while self.clock() < end and (self.proposals.pending_count or self.reads.pending_count):
+        while self.clock() < end and (self.proposals.pending_count or self.reads.pending_count):  # noqa: ASYNC110 - a poll per tick, in shut-down only
             await asyncio.sleep(TICK_S)
         self.reads.shut_down()
         self.proposals.abandon()

@@ -25,12 +25,12 @@ def consensus_metrics(manager: ConsensusManager) -> Iterable[Metric]:
     roles = [({"role": role}, float(role == report.role)) for role in ROLES]
     yield Metric("kvorum_raft_role", "gauge", "1 for the role of this node.", list(roles))
     yield gauge("kvorum_raft_term", "Current term.", report.term)
-    yield counter(
-        "kvorum_raft_leader_changes_total", "Leaders this node has seen come.", manager.leader_changes_total
-    )
+    yield counter("kvorum_raft_leader_changes_total", "Leaders this node has seen come.", manager.leader_changes_total)
     yield gauge("kvorum_raft_commit_index", "Highest log index known to be committed.", report.commit_index)
     yield gauge("kvorum_raft_applied_index", "Highest log index this node shows.", report.applied_index)
-    yield gauge("kvorum_raft_last_index", "Last entry of the log.", manager.machine.last_index if manager.machine else 0)
+    yield gauge(
+        "kvorum_raft_last_index", "Last entry of the log.", manager.machine.last_index if manager.machine else 0
+    )
     yield gauge(
         "kvorum_raft_apply_lag_entries",
         "What the leader last said to be committed, less what this node shows.",
@@ -53,7 +53,9 @@ def consensus_metrics(manager: ConsensusManager) -> Iterable[Metric]:
         proposals.revived_total,
     )
     yield counter("kvorum_rpc_forwarded_total", "Writes forwarded to the leader.", proposals.forwarded_total)
-    yield gauge("kvorum_raft_reads_pending", "Reads waiting for an index or for the own apply.", manager.reads.pending_count)
+    yield gauge(
+        "kvorum_raft_reads_pending", "Reads waiting for an index or for the own apply.", manager.reads.pending_count
+    )
     applier = manager.applier
     yield histogram("kvorum_raft_apply_duration_seconds", "Time to apply one group of entries.", applier.histogram)
     yield counter("kvorum_backend_write_stalls_total", "Groups the storage engine asked to wait.", applier.stalls_total)

@@ -224,11 +224,11 @@ class KvStoreExecutor:
 
     def state_hash(self) -> Iterator[tuple[Index, str] | None]:
         """
-        Hash the logical content at the index applied when the first step is made: None between slices, then the pair.
+        Hash the logical content at the index applied now: None between slices, then the pair.
 
         Writes may go on meanwhile; the view is a snapshot.
         """
-        yield from hash_state(self._engine.snapshot())
+        return hash_state(self._engine.snapshot())
 
     def statistics(self) -> ExecutorStatistics:
         """Figures for status and metrics; never changes anything."""
