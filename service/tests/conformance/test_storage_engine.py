@@ -122,14 +122,15 @@ def test_engine_delete_range_of_nothing_changes_nothing(engine: StorageEngine) -
 def test_engine_iterates_in_unsigned_byte_order(engine: StorageEngine, *, reverse: bool, flushed: bool) -> None:
     """Any half-open range comes in byte order, or exactly backwards."""
     drawn = random.Random(7)
-    keys = {drawn.randbytes(drawn.randrange(1, 4)) for _ in range(300)} | {b"\x00", b"\x7f", b"\x80", b"\xff", b"\xff\xff"}
+    keys = {drawn.randbytes(drawn.randrange(1, 4)) for _ in range(300)}
+    keys |= {b"\x00", b"\x7f", b"\x80", b"\xff", b"\xff\xff"}
     batch = engine.batch()
     for key in keys:
         batch.put(key, key[::-1])
     engine.write(batch)
     if flushed:
         engine.flush()
-    bounds = sorted(keys)[::37] + [b"", b"\x80", b"\xff" * 5]
+    bounds = [*sorted(keys)[::37], b"", b"\x80", b"\xff" * 5]
     view = engine.snapshot()
 
     for begin in bounds:

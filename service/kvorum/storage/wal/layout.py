@@ -137,9 +137,7 @@ _ZEROS: Final = bytes(1024 * 1024)
 
 def is_zero_from(data: bytes, offset: int) -> bool:
     """True if nothing but zeros stands at and behind an offset."""
-    return all(
-        data.startswith(_ZEROS[: len(data) - start], start) for start in range(offset, len(data), len(_ZEROS))
-    )
+    return all(data.startswith(_ZEROS[: len(data) - start], start) for start in range(offset, len(data), len(_ZEROS)))
 
 
 def find_group(data: bytes, offset: int, salt: int, sequence: int) -> Group | None:

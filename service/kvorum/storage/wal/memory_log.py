@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvorum.core.entries import Entry, EntryBatch
-    from kvorum.core.ids import Index, Ticket
+    from kvorum.core.ids import Index, Term, Ticket
 
 CallLater: TypeAlias = "Callable[[float, Callable[[], None]], object]"
 _Append: TypeAlias = "tuple[Ticket, HardState | None, EntryBatch | None]"
@@ -28,13 +28,15 @@ class MemoryLog:
 
     def __init__(self, call_later: CallLater, sync_delay_s: float = 0.0005) -> None:
         self.sync_delay_s = sync_delay_s
-        self.recovered = _recovered(HardState(), [], 0, 0)
+        self.recovered = _recovered(HardState(), [], 0, 0, [])
         self._call_later = call_later
         self._hard_state = HardState()
         self._base_index: Index = 0
-        self._base_term = 0
+        self._base_term: Term = 0
         self._entries: list[Entry] = []
         """Durable entries from ``base + 1`` on."""
+        self._configured: list[Entry] = []
+        """The newest configuration among the entries dropped."""
         self._queued: list[_Append] = []
         self._syncing: list[_Append] | None = None
         self._full = False
@@ -100,12 +102,11 @@ class MemoryLog:
         return self._base_index + 1
 
     def drop_before(self, index: Index) -> None:
-        """Forget entries below ``index``, except configurations, which a head would keep."""
+        """Forget entries below ``index``, except the newest configuration, which a segment's head would keep."""
         count = max(0, min(index - self._base_index - 1, len(self._entries) - 1))
-        configured = [at for at, entry in enumerate(self._entries[:count]) if entry.kind == EntryKind.CONFIGURATION]
-        # Entries are what this log keeps; so that the newest configuration is never lost, it stays with what follows.
-        count = min(count, configured[-1]) if configured else count
         if count:
+            configured = [entry for entry in self._entries[:count] if entry.kind == EntryKind.CONFIGURATION]
+            self._configured = configured[-1:] or self._configured
             self._base_term = self._entries[count - 1].term
             self._base_index += count
             del self._entries[:count]
@@ -142,7 +143,10 @@ class MemoryLog:
         found._hard_state = self._hard_state
         found._base_index, found._base_term = self._base_index, self._base_term
         found._entries = self._entries.copy()
-        found.recovered = _recovered(self._hard_state, found._entries, self._base_index, self._base_term)
+        found._configured = self._configured.copy()
+        found.recovered = _recovered(
+            self._hard_state, found._entries, self._base_index, self._base_term, found._configured
+        )
         return found
 
     def statistics(self) -> dict[str, float]:
@@ -156,8 +160,10 @@ class MemoryLog:
         }
 
 
-def _recovered(hard_state: HardState, entries: list[Entry], base_index: Index, base_term: int) -> RecoveredLog:
-    terms: list[tuple[Index, int]] = []
+def _recovered(
+    hard_state: HardState, entries: list[Entry], base_index: Index, base_term: Term, configured: list[Entry]
+) -> RecoveredLog:
+    terms: list[tuple[Index, Term]] = []
     for entry in entries:
         if not terms or terms[-1][1] != entry.term:
             terms.append((entry.index, entry.term))
@@ -169,7 +175,7 @@ def _recovered(hard_state: HardState, entries: list[Entry], base_index: Index, b
         terms=tuple(terms),
         configurations=tuple(
             (entry.index, Configuration.decode(entry.payload))
-            for entry in entries
+            for entry in (*configured, *entries)
             if entry.kind == EntryKind.CONFIGURATION
         ),
     )

@@ -81,9 +81,7 @@ def corrupt(path: Path, offset: int, reason: str) -> StorageFailedError:
 
 def list_segments(directory: Path) -> list[tuple[int, Path]]:
     """Segment files of a directory, ascending."""
-    return sorted(
-        (number, path) for path in directory.iterdir() if (number := segment_number(path)) is not None
-    )
+    return sorted((number, path) for path in directory.iterdir() if (number := segment_number(path)) is not None)
 
 
 def recover(directory: Path) -> Recovery:
@@ -154,8 +152,7 @@ class _Reader:
             data = file.path.read_bytes()
             flaw = self._read_groups(file, data, bound)
             if bound is not None and self._expected < bound:
-                at, reason = (flaw.offset, flaw.reason) if flaw else (file.kept_end, "the log ends too early")
-                raise corrupt(file.path, at, f"{reason}, but groups from sequence {bound} on are intact in later files")
+                raise self._gap(position, flaw, bound)
             if bound is None:
                 self._judge_end(position, data, flaw)
         self._finish()
@@ -176,6 +173,20 @@ class _Reader:
                 reason = f"the segment's head is damaged, but group {behind.sequence} behind it is intact"
                 raise corrupt(file.path, FILE_HEADER_BYTES, reason)
             self._tear(file.path, FILE_HEADER_BYTES, "head cut short", len(data.rstrip(b"\0")) - FILE_HEADER_BYTES)
+
+    def _gap(self, position: int, flaw: Flaw | None, bound: int) -> StorageFailedError:
+        """The error for groups that are missing between two good segments; names the place that is to blame."""
+        files = self._recovery.files
+        behind = f"but groups from sequence {bound} on are intact in later files"
+        if flaw:
+            return corrupt(files[position].path, flaw.offset, f"{flaw.reason}, {behind}")
+        for later in files[position + 1 :]:
+            if later.head:
+                break
+            if later.header:
+                return corrupt(later.path, FILE_HEADER_BYTES, f"the segment's head is damaged, {behind}")
+            return corrupt(later.path, 0, f"the file header is damaged, {behind}")
+        return corrupt(files[position].path, files[position].kept_end, f"the log ends too early, {behind}")
 
     def _read_groups(self, file: SegmentFile, data: bytes, bound: int | None) -> Flaw | None:
         assert file.header is not None

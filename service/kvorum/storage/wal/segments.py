@@ -188,4 +188,3 @@ class SegmentIndex:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
-

@@ -63,14 +63,23 @@ def test_data_directory_of_one_cluster_is_never_given_to_another(tmp_path: Path)
     directory.close()
 
 
+OPEN_AND_WAIT = """
+import sys
+from pathlib import Path
+from kvorum.storage.data_directory import DataDirectory
+DataDirectory.open(Path(sys.argv[1]))
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_data_directory_in_use_names_the_process(tmp_path: Path) -> None:
     """Two processes never share a directory; the second is told who has it, and its lock dies with its holder."""
     holder = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from kvorum.storage.data_directory import DataDirectory\n"
-            "DataDirectory.open(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()",
+            OPEN_AND_WAIT,
             str(tmp_path),
         ],
         stdin=subprocess.PIPE,
@@ -94,7 +103,7 @@ def test_data_directory_foreign_is_refused_and_left_alone(tmp_path: Path) -> Non
     with pytest.raises(StartupError, match=r"not made by kvorum .*thesis\.tex.*base_path"):
         DataDirectory.open(tmp_path)
 
-    assert os.listdir(tmp_path) == ["thesis.tex"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_data_directory_that_lost_its_identity_is_refused(tmp_path: Path) -> None:

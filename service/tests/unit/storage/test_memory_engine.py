@@ -24,8 +24,9 @@ def test_memory_engine_crash_keeps_what_was_flushed_and_a_prefix(kept: int) -> N
     for number in range(4, 8):
         write(engine, number)
     survivor = engine.crashed(kept)
+    expected = [b"%06d" % number for number in range(min(4 + kept, 8))]
 
-    assert [key for key, _ in survivor.iterate(b"", b"\xff")] == [b"%06d" % number for number in range(min(4 + kept, 8))]
+    assert [key for key, _ in survivor.iterate(b"", b"\xff")] == expected
     assert survivor.crashed().statistics().keys == min(4 + kept, 8)
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvorum.core.entries import EntryKind, HardState
+from kvorum.core.entries import EntryBatch, EntryKind, HardState
 from kvorum.core.errors import StorageFailedError
 from kvorum.core.ports import RecoveredLog
 from kvorum.storage.wal.inspect import inspect_log
-from kvorum.storage.wal.segmented_log import GROUP_APPENDS_MAX
+from kvorum.storage.wal.segmented_log import GROUP_APPENDS_MAX, SegmentedLog
 from kvorum.storage.wal.system import REAL
 from tests.unit.storage.log_under_test import SEGMENT_BYTES, configuration, entry
 
@@ -498,8 +498,6 @@ def test_segmented_log_stop_writes_what_is_queued(open_log: OpenLog) -> None:
 
 def test_segmented_log_on_asyncio_reports_on_the_loop(tmp_path) -> None:
     """With the loop's own call_soon_threadsafe, callbacks come in the loop's thread and stop loses none of them."""
-    from kvorum.core.entries import EntryBatch
-    from kvorum.storage.wal.segmented_log import SegmentedLog
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
