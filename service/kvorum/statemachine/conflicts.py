@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from kvorum.core.errors import ErrorCode, Refusal
 from kvorum.statemachine.layout import (
+    CHANGE_DEFAULT_KEY_OFFSET,
+    CHANGE_FAMILY_OFFSET,
     CHANGES_END,
     CURRENT_DEFAULT,
+    DEFAULT_FAMILY_ID,
     changes_key,
     current_prefix,
     parse_changes,
@@ -53,11 +56,16 @@ class Overlay:
 
     def catch_up(self) -> None:
         """Take in the change records staged since the last call; a group without conflict sets never pays for this."""
-        for position in range(self._taken, len(self._changes)):
-            for version, _, family_id, key in parse_changes(self._changes[position]):
-                self.versions[current_prefix(family_id) + key] = version
-                self.newest = version
-        self._taken = len(self._changes)
+        changes, versions = self._changes, self.versions
+        for position in range(self._taken, len(changes)):
+            record = changes[position]
+            self.newest = int.from_bytes(record[:8], "big")
+            if record[CHANGE_FAMILY_OFFSET] == DEFAULT_FAMILY_ID:
+                versions[CURRENT_DEFAULT + record[CHANGE_DEFAULT_KEY_OFFSET:]] = self.newest
+                continue
+            for version, _, family_id, key in parse_changes(record):
+                versions[current_prefix(family_id) + key] = version
+        self._taken = len(changes)
 
     def range_written(self, begin: bytes, end: bytes, read_version: Index) -> Generator[None, None, bool]:
         """Whether a key with begin <= key < end was written above a version."""

@@ -61,6 +61,8 @@ _KEY_LENGTH_AT: Final = _OPCODE_AT + 2
 _KEY_AT: Final = _KEY_LENGTH_AT + 4
 _PLAIN_HEAD: Final = struct.Struct(">HI")
 """Opcode and family length as one number, then the key length."""
+_SET: Final = MutationKind.SET
+_DELETE: Final = MutationKind.DELETE
 _PLAIN_SET: Final = MutationKind.SET << 8
 _PLAIN_DELETE: Final = MutationKind.DELETE << 8
 _COMMAND: Final = EntryKind.COMMAND
@@ -205,9 +207,9 @@ class ApplyGroup:
         keys: list[bytes] = []
         values: list[bytes] = []
         for position, (kind, family, key, value) in enumerate(mutations, 1):
-            if kind == MutationKind.SET:
+            if kind == _SET:
                 net[family, key] = value
-            elif kind == MutationKind.DELETE:
+            elif kind == _DELETE:
                 net[family, key] = None
             else:
                 buffer = key if kind == MutationKind.VERSIONSTAMPED_KEY else value

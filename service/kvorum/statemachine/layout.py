@@ -58,6 +58,10 @@ HISTORY_KEY_OFFSET: Final = CURRENT_KEY_OFFSET + 4
 """Where the client's key begins in a `history` key."""
 HISTORY_SUFFIX_BYTES: Final = 9
 """Version and kind at the end of a `history` key."""
+CHANGE_FAMILY_OFFSET: Final = 9
+"""Where the family begins in a change record: one byte 0 for the default family."""
+CHANGE_DEFAULT_KEY_OFFSET: Final = 14
+"""Where the key begins in a change record of the default family, which it ends."""
 ROW_HEAD_BYTES: Final = 8
 """Flag and version at the start of a `current` row."""
 
