@@ -176,7 +176,7 @@ class FramedConnection(asyncio.BufferedProtocol):
             wanted = FRAME_HEADER_BYTES + length
             if length > PEER_FRAME_BYTES_MAX or flags:
                 msg = (
-                    f"frame of kind {kind}, flags {flags} and {length} bytes; at most {PEER_FRAME_BYTES_MAX} are taken"
+                    f"frame of kind {kind}, flags {flags}, {length} bytes; at most {PEER_FRAME_BYTES_MAX} are taken"
                 )
                 raise RemoteError(msg)
             following = at + wanted

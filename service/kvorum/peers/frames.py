@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAGIC: Final = b"\x8bkvpeer\n"
-"""First bytes of either direction: not ASCII, with a line feed, so text protocols and newline conversion show at once."""
+"""First bytes of either direction: not ASCII, with a line feed, so other protocols and newline conversion show."""
 
 PROTOCOL_VERSION: Final = 1
 
