@@ -179,8 +179,8 @@ class ConsensusManager:
         self._stopping = True
         self.proposals.shut_down()
         end = self.clock() + grace_s
-        while self.clock() < end and (self.proposals.pending_count or self.reads.pending_count):  # noqa: ASYNC110 - a poll per tick, in shut-down only
-            await asyncio.sleep(TICK_S)
+        while self.clock() < end and (self.proposals.pending_count or self.reads.pending_count):  # noqa: ASYNC110
+            await asyncio.sleep(TICK_S)  # a poll per tick, in shut-down only
         self.reads.shut_down()
         self.proposals.abandon()
         if self._links is not None:

@@ -1,0 +1,155 @@
+"""The applier: groups in order, slices that let others run, stops at an exact index, stalls that lose nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvorum.consensus.applier import FLUSH_ENTRIES, STALL_RETRY_S, Applier
+from kvorum.core.entries import Entry, EntryBatch, EntryKind
+from kvorum.core.errors import WriteStalledError
+from kvorum.core.operations import APPLIED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+class HandLoop:
+    """A loop that runs what is booked only when told to."""
+
+    def __init__(self) -> None:
+        self.booked: list[tuple[float, Callable[[], None]]] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.booked.append((0.0, callback))
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self.booked.append((delay_s, callback))
+
+    def turn(self) -> None:
+        """Run everything that is booked now."""
+        booked, self.booked = self.booked, []
+        for _, callback in booked:
+            callback()
+
+
+class CountingState:
+    """Applies by counting; may be told to take slices or to stall."""
+
+    def __init__(self) -> None:
+        self.applied_index = 0
+        self.groups: list[tuple[int, int]] = []
+        self.slices = 0
+        self.stalls = 0
+
+    def apply(self, entries: Sequence[Entry]) -> Iterator[list[object] | None]:
+        for _ in range(self.slices):
+            yield None
+        if self.stalls:
+            self.stalls -= 1
+            raise WriteStalledError
+        assert entries[0].index == self.applied_index + 1
+        self.applied_index = entries[-1].index
+        self.groups.append((entries[0].index, entries[-1].index))
+        yield [APPLIED] * len(entries)
+
+
+def batch(first: int, last: int) -> EntryBatch:
+    return EntryBatch([Entry.create(i, 1, EntryKind.COMMAND, 0, b"") for i in range(first, last + 1)])
+
+
+def build() -> tuple[HandLoop, CountingState, Applier, list[Callable[[], None]]]:
+    loop, state, flushes = HandLoop(), CountingState(), []
+    applier = Applier(state, loop, lambda: 0.0, on_applied=lambda *_: None, flush=flushes.append)
+    return loop, state, applier, flushes
+
+
+def test_pump_applies_one_group_and_books_the_rest():
+    """Every group has a turn of the loop of its own, in order."""
+    loop, state, applier, _ = build()
+    applier.add(batch(1, 3))
+    applier.add(batch(4, 5))
+    applier.pump()
+    assert [(1, 3)] == state.groups
+    loop.turn()
+
+    assert [(1, 3), (4, 5)] == state.groups
+    assert applier.idle
+
+
+def test_pump_from_inside_an_outcome_does_not_apply_the_next_group():
+    """Callbacks that come back to the applier must not turn slices into one long stop of the loop."""
+    loop, state, _, _ = build()
+    depth: list[int] = []
+    applier = Applier(state, loop, lambda: 0.0, on_applied=lambda *_: again(), flush=lambda _: None)
+
+    def again() -> None:
+        depth.append(len(state.groups))
+        applier.pump()
+
+    for i in range(1, 5):
+        applier.add(batch(i, i))
+    applier.pump()
+    assert [1] == depth
+    for _ in range(3):
+        loop.turn()
+
+    assert [1, 2, 3, 4] == depth
+
+
+def test_slices_yield_to_the_loop():
+    """A large group is applied over several turns and shows only whole."""
+    loop, state, applier, _ = build()
+    state.slices = 2
+    applier.add(batch(1, 1))
+    applier.pump()
+    applier.pump()
+    assert 0 == state.applied_index
+    loop.turn()
+    assert 0 == state.applied_index
+    loop.turn()
+
+    assert 1 == state.applied_index
+
+
+def test_stall_applies_the_same_group_again_later():
+    """A stalled engine delays a group, never loses it, and says so meanwhile."""
+    loop, state, applier, _ = build()
+    state.stalls = 2
+    applier.add(batch(1, 2))
+    applier.pump()
+    assert applier.stalled
+    assert [STALL_RETRY_S] == [delay for delay, _ in loop.booked]
+    loop.turn()
+    loop.turn()
+
+    assert not applier.stalled
+    assert [(1, 2)] == state.groups
+
+
+def test_stop_at_cuts_the_group_at_exactly_that_index():
+    """A state hash sees exactly the index it was asked for, while later entries are already waiting."""
+    loop, state, applier, _ = build()
+    seen: list[int] = []
+    applier.stop_at(3, lambda: seen.append(state.applied_index))
+    applier.add(batch(1, 5))
+    applier.pump()
+    assert [3] == seen
+    loop.turn()
+
+    assert [(1, 3), (4, 5)] == state.groups
+
+
+def test_durable_index_moves_to_what_was_applied_when_the_flush_began():
+    """What is applied while the flush runs is not yet durable."""
+    loop, state, applier, flushes = build()
+    applier.add(batch(1, FLUSH_ENTRIES))
+    applier.pump()
+    applier.add(batch(FLUSH_ENTRIES + 1, FLUSH_ENTRIES + 10))
+    applier.pump()
+    loop.turn()
+    assert 0 == applier.durable_index
+    (flushed,) = flushes
+    flushed()
+
+    assert FLUSH_ENTRIES + 10 == state.applied_index
+    assert FLUSH_ENTRIES == applier.durable_index
