@@ -57,7 +57,8 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._scanner = MessageScanner()
         self._closed: asyncio.Future[None] = self._loop.create_future()
-        self._failure: Exception | None = None
+        self.failure: ProtocolViolationError | None = None
+        """What the peer sent that is no reply."""
         self.retired = False
         """True once no new call may be given to it."""
         self.paused = False
@@ -135,7 +136,7 @@ class Connection(asyncio.Protocol):
                 start = end
         except ProtocolViolationError as problem:
             problem.endpoint = self._endpoint
-            self._failure = problem
+            self.failure = problem
             self.abort()
             buffer.clear()
             return
@@ -180,9 +181,8 @@ class Connection(asyncio.Protocol):
         calls, self._calls = self._calls, deque()
         for call in calls:
             if not call.reply.done():
-                reason = self._failure or exc or "closed by the peer"
-                text = f"the connection to {self._endpoint} was lost during {call.method.name}: {reason}"
-                call.reply.set_exception(ConnectionLostError(text, endpoint=self._endpoint))
+                text = f"the connection to {self._endpoint} was lost during {call.method.name}: {exc or 'closed by peer'}"
+                call.reply.set_exception(self.failure or ConnectionLostError(text, endpoint=self._endpoint))
         self._on_lost(self)
 
 

@@ -114,4 +114,6 @@ class ClientClosedError(KvorumError):
 
 
 class ProtocolViolationError(KvorumError):
-    """The peer does not speak the contract; is it a kvorum client port?"""
+    """The peer does not speak the contract; is it a kvorum client port? A write it was given may have been done."""
+
+    outcome_known = False

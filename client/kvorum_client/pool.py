@@ -87,8 +87,8 @@ class NodePool:
 
     @property
     def connections(self) -> int:
-        """Open connections."""
-        return len(self._connections)
+        """Open connections that take calls."""
+        return sum(not connection.retired for connection in self._connections)
 
     def note_failure(self) -> None:
         """Let the node rest, because it could not be reached or did not answer; many calls fail as one."""
@@ -120,13 +120,12 @@ class NodePool:
             if best is not None and best.in_flight == 0:
                 return best
             if len(usable) + self._dialling < self._connections_max:
-                await self._dial(deadline)
-                continue
+                return await self._dial(deadline)
             if best is not None and best.in_flight < self._in_flight_max:
                 return best
             await self._wait_for_change(deadline)
 
-    async def _dial(self, deadline: Deadline) -> None:
+    async def _dial(self, deadline: Deadline) -> Connection:
         self._dialling += 1
         try:
             async with asyncio.timeout(min(self._connect_timeout_s, max(0.0, deadline.remaining))):
@@ -142,8 +141,12 @@ class NodePool:
         connection = cast("Connection", protocol)
         if self._closed:
             connection.abort()
-        elif not connection.retired:
-            self._connections.append(connection)
+            text = "the client is closed"
+            raise ClientClosedError(text)
+        if connection.retired:
+            raise connection.failure or UnavailableError(f"{self.endpoint} hung up at once", endpoint=self.endpoint)
+        self._connections.append(connection)
+        return connection
 
     def _new_connection(self) -> Connection:
         return Connection(self.endpoint, self._lost, self._wake)

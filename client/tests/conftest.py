@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from typing import Any
 
@@ -28,6 +29,7 @@ class ScriptedNode:
         self.endpoint = ""
         self.connections: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
         self.segment_bytes = 0
 
     async def start(self, port: int = 0) -> None:
@@ -38,8 +40,9 @@ class ScriptedNode:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-            for writer in list(self.connections):
-                writer.transport.abort()
+            for task in self._serving:
+                task.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
             await self._server.wait_closed()
             self._server = None
 
@@ -55,6 +58,7 @@ class ScriptedNode:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.add(writer)
+        self._serving.add(asyncio.current_task())
         scanner, buffer = MessageScanner(), bytearray()
         try:
             while data := await reader.read(65536):
@@ -66,10 +70,13 @@ class ScriptedNode:
         except (ConnectionError, DropConnection):
             writer.transport.abort()
         except asyncio.CancelledError:
-            pass
+            writer.transport.abort()
         finally:
             self.connections.discard(writer)
+            self._serving.discard(asyncio.current_task())
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
     async def _answer(self, message: bytes, writer: asyncio.StreamWriter) -> None:
         protocol = TCyBinaryProtocol(TCyMemoryBuffer(message, len(message)))

@@ -200,7 +200,7 @@ def version() -> None:
 @wal.command("inspect")
 def inspect_wal(
     *,
-    directory: Annotated[Path, typer.Argument(help="The log directory: wal below a node's data directory.")],
+    directory: Annotated[Path, typer.Argument(help="The log directory: log below a node's data directory.")],
     output: Output = OutputFormat.TEXT,
 ) -> None:
     """Say what a log directory holds: segments, entries, terms, votes, and where it is torn."""

@@ -278,7 +278,7 @@ def _print_way_round(terminal: Console, cluster: LocalCluster, *, running: bool)
         f"  kvorum set --endpoints {endpoints} hello world",
         f"  kvorum verify --endpoints {endpoints}",
         f"  curl http://{first.http_endpoint}/metrics",
-        f"  kvorum wal inspect {first.data_directory}/wal",
+        f"  kvorum wal inspect {first.data_directory}/log",
         f"Logs: {cluster.directory}/logs",
         f"Stop: kill {pids}; rm -r {cluster.directory}",
     ]

@@ -18,10 +18,10 @@ def inspect(directory: Path, output: OutputFormat) -> NoReturn:
     from kvorum.storage.wal.inspect import inspect_log
 
     if not directory.is_dir():
-        fail(f"{directory} is no directory; give the log directory of a node, wal below its data directory", 2)
+        fail(f"{directory} is no directory; give the log directory of a node, log below its data directory", 2)
     description = inspect_log(directory)
     if not description.segments:
-        inside = directory / "wal"
+        inside = directory / "log"
         hint = f"; did you mean {inside}?" if inside.is_dir() else ""
         fail(f"{directory} holds no log segments{hint}")
     if output is OutputFormat.JSON:
