@@ -24,6 +24,8 @@ MAY_CREATE_TASKS: frozenset[str] = frozenset(
         "client/kvorum_client/pool.py",
         # The owner of the peer links keeps every task of every link and cancels them in `stop`.
         "service/kvorum/peers/tcp.py",
+        # The virtual-time loop is what tasks run on.
+        "service/kvorum_sim/loop.py",
         # The demo runs its writers beside the killing.
         "service/kvorum/cli/demo.py",
     )
