@@ -7,8 +7,8 @@ import pytest
 from kvorum.core.codec import TAG
 from kvorum.core.entries import Entry, EntryKind
 from kvorum.core.errors import ErrorCode, LocalError, StartupError, WriteStalledError
-from kvorum.core.operations import APPLIED
-from kvorum.statemachine.layout import FORMAT_KEY, INLINE_VALUE_BYTES_MAX
+from kvorum.core.operations import APPLIED, Mutation
+from kvorum.statemachine.layout import CHANGES, FORMAT_KEY, HISTORY, INLINE_VALUE_BYTES_MAX, STATE_KEY, VERSION_LIMIT
 
 
 def test_plain_writes_in_one_group_take_effect_in_log_order(store):
@@ -254,3 +254,47 @@ def test_statistics_count_what_was_done(store):
     )
     assert (1, 3, 1) == (statistics.groups, statistics.entries, statistics.mutations)
     assert (1, 1) == (statistics.conflicts, statistics.refusals)
+
+
+def test_store_without_its_state_row_is_refused(make_store, store):
+    """A format row alone is damage, not an empty store."""
+    batch = store.engine.batch()
+    batch.delete(STATE_KEY)
+    store.engine.write(batch)
+
+    with pytest.raises(StartupError, match="no state row"):
+        make_store(store.engine)
+
+
+def test_mutation_of_unknown_kind_inside_a_commit_stops_the_node(store):
+    """A newer release may have written it; nothing of the commit is applied."""
+    with pytest.raises(LocalError, match="unknown kind 9"):
+        store.one(store.commit(0, store.set(b"a", b"1"), Mutation(9, b"", b"k" * 10, b"v" * 10)))
+    assert None is store.executor.get(b"", b"a")
+
+
+def test_value_lost_from_history_is_never_answered_as_missing(store):
+    """A row that points to nothing is a defect to stop at, not an absent key."""
+    store.one(store.set(b"k", b"x" * 2000))
+    batch = store.engine.batch()
+    batch.delete_range(HISTORY, CHANGES)
+    store.engine.write(batch)
+
+    with pytest.raises(AssertionError, match="no history row"):
+        store.executor.get(b"", b"k")
+
+
+def test_index_that_reaches_into_the_flag_byte_stops_the_node(store):
+    """Versions stay below 2**56, because the byte above them is a row's flag."""
+    store.executor.applied_index = VERSION_LIMIT - 1
+
+    with pytest.raises(AssertionError, match="not below"):
+        store.executor.apply_group([store.entry_of(VERSION_LIMIT, store.NOOP)])
+
+
+def test_watermark_of_the_state_row_is_shown(store):
+    """Status reads it from here."""
+    store.group(*[store.NOOP] * 4)
+    store.raise_watermark(2)
+
+    assert 2 == store.executor.low_watermark

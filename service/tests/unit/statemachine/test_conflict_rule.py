@@ -170,3 +170,19 @@ def test_many_conflict_items_are_checked_in_slices(store):
     steps = list(store.executor.apply(store.entries(store.commit(0, ranges=[*ranges, KeyRange(b"", b"h", b"i")]))))
     assert ErrorCode.CONFLICT == steps[-1][0].code
     assert len(steps) > 10
+
+
+def test_range_over_a_large_group_is_checked_in_slices(store):
+    """A walk over the overlay pauses too, and passes what is not above the read version."""
+    writes = [store.set(b"k%04d" % n, b"v") for n in range(700)]
+    inside = KeyRange(b"", b"k", b"k0600")
+    commits = [
+        store.commit(600, ranges=[inside]),
+        store.commit(699, ranges=[inside]),
+        store.commit(700, keys=[b"k0699"]),
+    ]
+
+    *_, outcomes = steps = list(store.executor.apply(store.entries(*writes, *commits)))
+
+    assert [None, None, None] == [getattr(outcome, "code", None) for outcome in outcomes[700:]]
+    assert len(steps) > 6
