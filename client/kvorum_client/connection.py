@@ -181,7 +181,7 @@ class Connection(asyncio.Protocol):
         calls, self._calls = self._calls, deque()
         for call in calls:
             if not call.reply.done():
-                text = f"the connection to {self._endpoint} was lost during {call.method.name}: {exc or 'closed by peer'}"
+                text = f"the connection to {self._endpoint} was lost during {call.method.name}: {exc or 'closed'}"
                 call.reply.set_exception(self.failure or ConnectionLostError(text, endpoint=self._endpoint))
         self._on_lost(self)
 

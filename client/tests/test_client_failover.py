@@ -6,6 +6,7 @@ import asyncio
 from random import Random
 
 import pytest
+
 from kvorum_client import (
     ClientClosedError,
     InvalidRequestError,
@@ -338,7 +339,12 @@ async def test_cluster_health_is_taken_from_the_first_node_that_answers(nodes, c
         node_id=1, endpoint="b:1", status="healthy", is_leader=True, last_seen_timestamp=5, term=3
     )
     health = kvorum_idl.ClusterHealth(
-        nodes=[entry], healthy_nodes_count=1, total_nodes_count=1, leader=entry, cluster_status="healthy", current_term=3
+        nodes=[entry],
+        healthy_nodes_count=1,
+        total_nodes_count=1,
+        leader=entry,
+        cluster_status="healthy",
+        current_term=3,
     )
     for node in nodes[1:]:
         node.on("getClusterHealth", {"success": True, "cluster_health": health})

@@ -1,0 +1,81 @@
+"""The demo itself: what `make demo` shows, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.process
+
+
+def demo(tmp_path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kvorum", "demo", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+
+
+def nodes_below(tmp_path) -> list[int]:
+    """Processes whose command line names the directory."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes()
+            if os.fsencode(tmp_path) in line and b"serve" in line:
+                found.append(int(entry.name))
+    return found
+
+
+def test_demo_leader_killed_nothing_lost_nothing_left(tmp_path):
+    """The demo kills the leader under load, loses nothing, and leaves no process and no file."""
+    process = demo(tmp_path, "--writes", "3000")
+    output, _ = process.communicate(timeout=55)
+
+    assert process.returncode == 0, output
+    assert output.count("3,000 of 3,000 read back") == 3
+    assert re.search(r"failover: kill to first new write *│ [\d,]+ ms", output)
+    assert re.search(r"state hashes *│ equal", output)
+    assert nodes_below(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_kept_nodes_run_on_until_they_are_told_to_stop(tmp_path):
+    """With --keep the cluster stays up and the output says how to end it."""
+    process = demo(tmp_path, "--writes", "500", "--keep")
+    output, _ = process.communicate(timeout=55)
+    pids = [int(pid) for pid in re.search(r"Stop: kill ([\d ]+);", output).group(1).split()]
+    try:
+        assert process.returncode == 0, output
+        assert sorted(pids) == sorted(nodes_below(tmp_path))
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 15
+    while nodes_below(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_interrupted_cleans_up(tmp_path, number):
+    """Ctrl-C or SIGTERM in the middle stops the nodes and removes their files."""
+    process = demo(tmp_path, "--writes", "1000000")
+    deadline = time.monotonic() + 30
+    while len(nodes_below(tmp_path)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+
+    assert process.returncode == 130, output
+    assert nodes_below(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
