@@ -126,9 +126,11 @@ class Progress:
         Whether appends seem lost: sent ones are unanswered and the follower's log does not grow either.
 
         Called for each echo of a heartbeat. A disk that takes long looks the same; probing then costs one small
-        message per heartbeat.
+        message per heartbeat. A follower that was restarted has forgotten what was verified, and without an append it
+        would never learn what is committed.
         """
-        if self.match + 1 == self.next or self.match != self.seen_match or verified != self.seen_verified:
+        is_settled = self.match + 1 == self.next and verified >= self.match
+        if is_settled or self.match != self.seen_match or verified != self.seen_verified:
             self.seen_match = self.match
             self.seen_verified = verified
             self.advanced_at = clock

@@ -197,6 +197,9 @@ class Replicator:
         assert reply.index <= state.log.last_index, f"node {sender} acknowledged entries that were never sent"
         if progress.accepted(reply.index) and reply.index > state.commit_index:
             self.maybe_commit()
+        if progress.commit_told < state.commit_index:
+            # It was still probed when the commit index moved, and was told nothing.
+            self._commit_to_tell = True
         if progress.next <= state.log.last_index:
             self._fill(progress)
 

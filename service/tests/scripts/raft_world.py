@@ -17,8 +17,10 @@ from kvorum.core.machine import (
     AppliedUpTo,
     DropReads,
     LeadershipChanged,
+    PeerReset,
     Persist,
     Persisted,
+    Proposed,
     ReadAsked,
     Received,
     Role,
@@ -41,8 +43,7 @@ BIRTH_TERM = 1
 def static_configuration(voters: int, learners: int = 0) -> Configuration:
     """Voters 0, 1 ... and learners behind them."""
     return Configuration.of(
-        Member(node, f"node{node}:9090", f"node{node}:7090", voter=node < voters)
-        for node in range(voters + learners)
+        Member(node, f"node{node}:9090", f"node{node}:7090", voter=node < voters) for node in range(voters + learners)
     )
 
 
@@ -93,9 +94,7 @@ class Disk:
                 terms.append((entry.index, entry.term))
             if entry.kind == EntryKind.CONFIGURATION:
                 configurations.append((entry.index, Configuration.decode(entry.payload)))
-        return RecoveredLog(
-            self.hard_state, 0, 0, len(self.entries), tuple(terms), tuple(configurations)
-        )
+        return RecoveredLog(self.hard_state, 0, 0, len(self.entries), tuple(terms), tuple(configurations))
 
 
 class Letter(NamedTuple):
@@ -318,9 +317,7 @@ class World:
 
     def leader(self) -> RaftMachine | None:
         """The leader of the highest term, if any."""
-        leaders = [
-            node.machine for node in self.nodes.values() if node.machine and node.machine.role == Role.LEADER
-        ]
+        leaders = [node.machine for node in self.nodes.values() if node.machine and node.machine.role == Role.LEADER]
         return max(leaders, key=lambda machine: machine.term, default=None)
 
 
@@ -376,7 +373,10 @@ def show_event(event: Event) -> str:
         return f"applied up to {event.index}"
     if isinstance(event, ReadAsked):
         return f"asked for read {event.request}"
-    return repr(event)
+    if isinstance(event, Proposed):
+        return f"was proposed: {', '.join(payload.decode() for payload in event.payloads)}"
+    assert isinstance(event, PeerReset)
+    return f"has its link to {event.peer} {'up' if event.reachable else 'down'}"
 
 
 def show_effect(effect: Effect) -> str:

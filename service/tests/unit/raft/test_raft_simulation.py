@@ -11,7 +11,7 @@ from kvorum.raft.machine import RaftSettings
 from tests.scripts.raft_world import Letter, World
 
 SEEDS = 240
-STEPS = 700
+STEPS = 900
 SETTLE_ROUNDS = 400
 TICK_S = 0.02
 
@@ -35,6 +35,8 @@ class Nemesis:
         self.reordering = self.random.random() < 0.5
         self.crashes = self.random.choice((0.0, 0.01, 0.02))
         self.cut: set[tuple[int, int]] = set()
+        self.frozen: set[int] = set()
+        """Nodes whose timers stand still while they still answer."""
         self.requests = 0
         self.values = 0
 
@@ -56,7 +58,8 @@ class Nemesis:
             return
         if draw < 0.30:
             for other in world.nodes:
-                world.tick(other, TICK_S)
+                if other not in self.frozen:
+                    world.tick(other, TICK_S)
         elif draw < 0.65:
             for _ in range(chance.randrange(1, 8)):
                 self.deliver_one()
@@ -68,9 +71,7 @@ class Nemesis:
             self.propose_or_read()
         elif draw < 0.95:
             node.durable_applied = chance.randint(node.durable_applied, len(node.applied))
-            world.feed(
-                node.node_id, PeerReset(chance.choice(list(world.nodes)), reachable=chance.random() < 0.5)
-            )
+            world.feed(node.node_id, PeerReset(chance.choice(list(world.nodes)), reachable=chance.random() < 0.5))
         elif draw < 0.97:
             self.repartition()
         elif draw < 0.97 + self.crashes:
@@ -88,27 +89,31 @@ class Nemesis:
         self.world.deliver(letter)
 
     def propose_or_read(self) -> None:
-        leader = self.world.leader()
-        if leader is None:
+        cores = [node.machine for node in self.world.nodes.values() if node.machine is not None]
+        leaders = [core for core in cores if core.role == Role.LEADER]
+        if not leaders:
             return
+        leader = self.random.choice(leaders)
         if self.random.random() < 0.5:
             count = self.random.randint(1, 6)
             self.values += count
             payloads = [b"%d" % (self.values - n) + bytes(self.random.randrange(60)) for n in range(count)]
             self.world.feed(leader.node_id, Proposed(payloads, self.values))
         else:
-            asked = self.random.choice(list(self.world.nodes.values()))
-            if asked.machine is not None:
-                self.requests += 1
-                self.world.feed(asked.node_id, ReadAsked(self.requests))
+            asked = leader if self.random.random() < 0.9 else self.random.choice(cores)
+            self.requests += 1
+            self.world.feed(asked.node_id, ReadAsked(self.requests))
 
     def repartition(self) -> None:
         nodes = list(self.world.nodes)
         self.cut = set()
         for _ in range(self.random.choice((0, 1, 2, 4))):
             self.cut.add((self.random.choice(nodes), self.random.choice(nodes)))
-        if self.random.random() < 0.3:
-            alone = self.random.choice(nodes)
+        self.frozen = {self.random.choice(nodes)} if self.random.random() < 0.3 else set()
+        if self.random.random() < 0.4:
+            leader = self.world.leader()
+            alone = self.random.choice(nodes) if leader is None else leader.node_id
+            self.frozen = {alone} if self.random.random() < 0.5 else self.frozen
             self.cut |= {(alone, other) for other in nodes} | {(other, alone) for other in nodes}
 
     def settle(self) -> None:
