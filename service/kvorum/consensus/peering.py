@@ -206,7 +206,7 @@ class Peering:
     def link_down(self, peer: NodeId, reason: str) -> None:
         """Frames given to this link may be lost."""
         self._host.contacts.greetings.pop(peer, None)
-        self._logger.info("peer link down", peer=peer, reason=reason)
+        self._logger.debug("frames to this peer may be lost", peer=peer, reason=reason)
         if self._host.machine is not None:
             self._host.feed(PeerReset(peer, reachable=False))
         if peer == self._host.leader:

@@ -138,26 +138,31 @@ class RocksdictEngine:
         # Its setter for the lower bound sets the upper one, so that end is compared here.
         if reverse:
             cursor.seek_to_last()
-            return self._walk_down(cursor, begin)
+            return self._walk_down(cursor, begin, bounds)
         cursor.seek(begin)
-        return self._walk_up(cursor)
+        return self._walk_up(cursor, bounds)
 
-    def _walk_up(self, cursor: RdictIter) -> Iterator[tuple[bytes, bytes]]:
+    # Safety: the options own the bytes of the upper bound and rocksdict's iterator does not keep them alive; freed, they
+    # end a scan anywhere. The generators below hold them as long as the cursor (conformance: bounds outlive the call).
+
+    def _walk_up(self, cursor: RdictIter, bounds: ReadOptions) -> Iterator[tuple[bytes, bytes]]:
         valid, key, value, advance = cursor.valid, cursor.key, cursor.value, cursor.next
         while valid():
             yield key(), value()
             advance()
         _must_be_healthy(cursor, self._path)
+        del bounds
 
-    def _walk_down(self, cursor: RdictIter, begin: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def _walk_down(self, cursor: RdictIter, begin: bytes, bounds: ReadOptions) -> Iterator[tuple[bytes, bytes]]:
         valid, key, value, advance = cursor.valid, cursor.key, cursor.value, cursor.prev
         while valid():
             found: bytes = key()
             if found < begin:
-                return
+                break
             yield found, value()
             advance()
         _must_be_healthy(cursor, self._path)
+        del bounds
 
     def batch(self) -> WriteBatch:
         """An empty batch; it is rocksdict's own, so that filling it costs no Python frame per call."""

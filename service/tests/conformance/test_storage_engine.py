@@ -258,3 +258,16 @@ def test_engine_behaves_as_a_sorted_map_under_random_work(engine: StorageEngine)
             engine.flush()
 
     assert sorted(model.items()) == everything(engine)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_engine_bounds_outlive_the_call_that_made_the_iterator(engine: StorageEngine, *, reverse: bool) -> None:
+    """A range ends where it was told to, whatever the process allocates between making the iterator and reading it."""
+    put(engine, **{f"k{i:04d}": "v" for i in range(1000)})
+    for round_number in range(200):
+        begin = b"k%04d" % round_number
+        pairs = engine.iterate(begin, b"k%04d" % (round_number + 7), reverse=reverse)
+        rubbish = [bytes([byte]) * len(begin) for byte in range(256)]
+
+        assert 7 == len(list(pairs))
+        del rubbish
