@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.process.wire import Connection, ConnectionLost, get, get_status, set_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from pathlib import Path
 
     from tests.process.wire import Call, Reply
 
@@ -139,6 +139,11 @@ class Node:
         assert status == 200, body
         found = json.loads(body)
         return found["applied_index"], found["hash"]
+
+    def resident_mib(self) -> float:
+        """Resident memory now."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
     async def connect(self) -> Connection:
         """A new client connection."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import struct
 from typing import TYPE_CHECKING
 
 from tests.process.harness import Cluster, Node, Writers
-from tests.process.wire import encode, get_status, ping, set_key
+from tests.process.wire import encode, get_status, ping, raw_connection, set_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,23 +37,20 @@ BAD = {
 
 async def send_and_wait_for_the_end(port: int, data: bytes) -> bytes:
     """What the server answers before it hangs up; it must hang up."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(data)
-        return await asyncio.wait_for(reader.read(), 5)
-    except ConnectionError:
-        return b""
-    finally:
-        writer.close()
+    async with raw_connection(port) as (reader, writer):
+        try:
+            writer.write(data)
+            return await asyncio.wait_for(reader.read(), 5)
+        except ConnectionError:
+            return b""
 
 
 async def throw_everything_at(port: int) -> None:
     """All bad inputs, and 200 connections with random bytes."""
     for data in [*BAD.values(), *(RANDOM.randbytes(RANDOM.randrange(1, 300)) for _ in range(200))]:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(data)
-        await asyncio.sleep(0)
-        writer.close()
+        async with raw_connection(port) as (_, writer):
+            writer.write(data)
+            await asyncio.sleep(0)
 
 
 async def test_bad_bytes_on_the_client_port_close_that_connection_only(make_cluster: Callable[..., Cluster]) -> None:
@@ -91,13 +89,12 @@ async def test_half_a_request_then_silence_disturbs_nobody(make_cluster: Callabl
     cluster.start()
     leader = await cluster.ready()
     half = encode(set_key(b"k", b"v" * 1000), 1)[:500]
-    pairs = [await asyncio.open_connection("127.0.0.1", leader.port) for _ in range(100)]
-    for _, writer in pairs:
-        writer.write(half)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(100):
+            _, writer = await stack.enter_async_context(raw_connection(leader.port))
+            writer.write(half)
 
-    assert (await leader.call(set_key(b"k", b"v"), 2)).ok
-    for _, writer in pairs:
-        writer.close()
+        assert (await leader.call(set_key(b"k", b"v"), 2)).ok
 
 
 async def test_bad_bytes_on_peer_and_http_ports_do_not_disturb_the_cluster(

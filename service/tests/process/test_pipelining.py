@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.process.harness import Cluster, eventually
-from tests.process.wire import ConnectionLost, delete_key, get, get_read_version, set_key, snapshot_get
+from tests.process.wire import (
+    ConnectionLost,
+    delete_key,
+    encode,
+    get,
+    get_read_version,
+    raw_connection,
+    set_key,
+    snapshot_get,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,19 +136,16 @@ async def test_thousands_of_pipelined_deletes_are_answered_in_order(make_cluster
 
 async def test_every_byte_in_a_segment_of_its_own_is_understood(make_cluster: Callable[..., Cluster]) -> None:
     """Some clients send each primitive by itself; requests cut anywhere are put together again."""
-    from tests.process.wire import encode  # noqa: PLC0415
-
     cluster = make_cluster()
     cluster.start()
     leader = await cluster.ready()
 
-    reader, writer = await asyncio.open_connection("127.0.0.1", leader.port)
-    for byte in encode(set_key(b"slow", b"bytes"), 7):
-        writer.write(bytes([byte]))
-        await writer.drain()
-        await asyncio.sleep(0)
-    assert await asyncio.wait_for(reader.readexactly(4), 5) == b"\x80\x01\x00\x02"
-    writer.close()
+    async with raw_connection(leader.port) as (reader, writer):
+        for byte in encode(set_key(b"slow", b"bytes"), 7):
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert await asyncio.wait_for(reader.readexactly(4), 5) == b"\x80\x01\x00\x02"
 
     async def there() -> bool:
         return (await leader.call(get(b"slow"))).value == b"bytes"

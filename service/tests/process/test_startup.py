@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.process.harness import Cluster, Node, eventually, free_ports
-from tests.process.wire import ConnectionLost, get, get_cluster_health, get_read_version, ping, set_key
+from tests.process.wire import ConnectionLost, get, get_cluster_health, get_read_version, ping, raw_connection, set_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,11 +108,9 @@ async def test_connect_and_close_probes_during_start_do_no_harm(make_cluster: Ca
     while time.monotonic() < until:
         for node in cluster.nodes:
             for port in (node.port, node.port - 1000, node.port - 2000):
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except OSError:
-                    continue
-                writer.close()
+                with contextlib.suppress(OSError):
+                    async with raw_connection(port):
+                        pass
 
     await cluster.ready()
     assert all('"level": "error"' not in node.text for node in cluster.nodes)
@@ -157,8 +156,8 @@ async def test_localhost_works_in_both_address_families(alone: Callable[..., Nod
     node.start()
     await eventually(node.accepts, "the node listens", 5)
     for host in ("127.0.0.1", "::1") if Path("/proc/net/if_inet6").exists() else ("127.0.0.1",):
-        _, writer = await asyncio.open_connection(host, port)
-        writer.close()
+        async with raw_connection(port, host):
+            pass
 
 
 # --- stop ----------------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ It shares no code with the server or with kvorum_client, so that a mistake in th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 BOOL, DOUBLE, I32, I64, BINARY, STRUCT, LIST = 2, 4, 8, 10, 11, 12, 15
 CALL_S_MAX = 30.0
@@ -242,6 +243,20 @@ class Reply:
         return f"{self.method} ok={self.ok} code={self.code} error={self.error!r}"
 
 
+@contextlib.asynccontextmanager
+async def raw_connection(
+    port: int, host: str = "127.0.0.1"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A plain TCP connection that is cut off at the end, whatever still waits in it."""
+    reader, writer = await asyncio.open_connection(host, port, limit=1024)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
 class Connection:
     """One client connection that may have any number of requests out; replies must come in request order."""
 
@@ -291,6 +306,8 @@ class Connection:
         await asyncio.gather(self._task, return_exceptions=True)
         self._fail(ConnectionLost("closed by the test"))
         self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
 
     async def _receive(self) -> None:
         buffer = bytearray()
