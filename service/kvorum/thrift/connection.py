@@ -152,6 +152,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Enter the table, or leave at once if it is full."""
         self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_CHUNK_BYTES)
         self.received = self.edge.clock()
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if peer else ""
@@ -218,6 +219,7 @@ class Connection(asyncio.Protocol):
         answered: list[Method] = []
         calls = self._calls
         turn = TURN_CALLS_MAX
+        unsent = 0
         reason = ""
         while at < size:
             if not turn or self._choked or len(calls) >= BACKLOG_CALLS_MAX or self._weight > BACKLOG_BYTES_MAX:
@@ -228,6 +230,8 @@ class Connection(asyncio.Protocol):
             route = fast.get(data[at + 7]) if size - at > 7 else None
             decoded = route[0](data, at) if route is not None else None
             if decoded is None or route is None:
+                if replies:
+                    replies, answered, unsent = self._answer_now(replies, answered)
                 try:
                     at = self._parse_any(data, at)
                 except MalformedError as malformed:
@@ -253,6 +257,9 @@ class Connection(asyncio.Protocol):
             else:
                 replies.append(call.reply)
                 answered.append(method)
+                unsent += len(call.reply)
+            if replies and (calls or unsent > WRITE_CHUNK_BYTES):
+                replies, answered, unsent = self._answer_now(replies, answered)
         if replies:
             self._answer_now(replies, answered)
         if reason:
@@ -262,12 +269,13 @@ class Connection(asyncio.Protocol):
         elif self._eof and not self._rest:
             self._ended()
 
-    def _answer_now(self, replies: list[bytes], answered: list[Method]) -> None:
-        """Write replies of calls that never had to wait."""
+    def _answer_now(self, replies: list[bytes], answered: list[Method]) -> tuple[list[bytes], list[Method], int]:
+        """Write replies of calls that never had to wait; gives fresh lists and their size."""
         self._write(replies)
         elapsed = self.edge.clock() - self.received
         for method in answered:
             method.latency.observe(elapsed)
+        return [], [], 0
 
     def _parse_any(self, data: bytes, at: int) -> int:
         """Take one message of any shape at ``at``; gives where the next begins, or the end if it is not complete."""

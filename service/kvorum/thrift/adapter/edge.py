@@ -127,13 +127,13 @@ class Method:
 
     @property
     def failures(self) -> int:
-        """Calls that were answered with an error or whose client went away."""
-        return sum(self.failed.values())
+        """Calls that were decided with an error."""
+        return sum(self.failed.values()) - self.failed.get(CLIENT_GONE, 0)
 
     @property
     def in_flight(self) -> int:
         """Calls received and not yet decided."""
-        return self.started - self.ok - self.failures
+        return self.started - self.ok - sum(self.failed.values())
 
     def failure_reply(self, seqid: bytes, refusal: Refusal) -> bytes:
         """Encode a failed reply; the leader hint goes where the method has fields for it."""
