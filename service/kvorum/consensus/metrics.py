@@ -18,9 +18,7 @@ ROLES = (Role.LEADER, Role.FOLLOWER, Role.CANDIDATE, Role.LEARNER)
 def consensus_metrics(manager: ConsensusManager) -> Iterable[Metric]:
     """Role, term, indexes, proposals, reads, apply and peers of one node."""
     report = manager.report()
-    proposals = manager.proposals
-    leader = report.leader_id is not None
-    yield gauge("kvorum_raft_has_leader", "1 if this node knows a leader.", leader)
+    yield gauge("kvorum_raft_has_leader", "1 if this node knows a leader.", report.leader_id is not None)
     yield gauge("kvorum_raft_is_leader", "1 if this node leads, as far as it knows.", manager.is_leader)
     roles = [({"role": role}, float(role == report.role)) for role in ROLES]
     yield Metric("kvorum_raft_role", "gauge", "1 for the role of this node.", list(roles))
@@ -36,6 +34,26 @@ def consensus_metrics(manager: ConsensusManager) -> Iterable[Metric]:
         "What the leader last said to be committed, less what this node shows.",
         manager.apply_lag(),
     )
+    yield from _work(manager)
+    voters = sum(member.voter for member in report.members)
+    members = [({"type": "voter"}, voters), ({"type": "learner"}, len(report.members) - voters)]
+    yield Metric("kvorum_raft_members", "gauge", "Members of the configuration in force.", list(members))
+    yield gauge("kvorum_raft_quorum_size", "Voters that make a majority.", manager.members.quorum)
+    yield Metric(
+        "kvorum_peer_last_contact_seconds",
+        "gauge",
+        "Age of the last frame from a peer.",
+        [
+            ({"peer": str(member.node_id)}, member.last_contact_age_s)
+            for member in report.members
+            if member.node_id != report.node_id and member.last_contact_age_s is not None
+        ],
+    )
+
+
+def _work(manager: ConsensusManager) -> Iterable[Metric]:
+    """What passes through: proposals, reads, applied groups, turns of the loop."""
+    proposals = manager.proposals
     yield gauge("kvorum_raft_proposals_pending", "Writes not answered yet.", proposals.pending_count)
     yield Metric(
         "kvorum_raft_proposals_total",
@@ -62,17 +80,3 @@ def consensus_metrics(manager: ConsensusManager) -> Iterable[Metric]:
     yield counter("kvorum_backend_flushes_total", "Flushes that moved the durable index.", applier.flushes_total)
     yield gauge("kvorum_backend_durable_index", "Applied index that survives without the log.", applier.durable_index)
     yield histogram("kvorum_event_loop_lag_seconds", "How late the loop ran its tick.", manager.loop_lag)
-    voters = sum(member.voter for member in report.members)
-    members = [({"type": "voter"}, voters), ({"type": "learner"}, len(report.members) - voters)]
-    yield Metric("kvorum_raft_members", "gauge", "Members of the configuration in force.", list(members))
-    yield gauge("kvorum_raft_quorum_size", "Voters that make a majority.", manager.members.quorum)
-    yield Metric(
-        "kvorum_peer_last_contact_seconds",
-        "gauge",
-        "Age of the last frame from a peer.",
-        [
-            ({"peer": str(member.node_id)}, member.last_contact_age_s)
-            for member in report.members
-            if member.node_id != report.node_id and member.last_contact_age_s is not None
-        ],
-    )
