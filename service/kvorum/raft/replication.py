@@ -15,6 +15,7 @@ from kvorum.core.limits import ENTRY_BYTES_MAX, UNCOMMITTED_BYTES_MAX
 from kvorum.core.machine import DropReads, Role, Send, ServeReads
 from kvorum.raft.messages import AppendRequest, CommitNotice, Heartbeat
 from kvorum.raft.progress import PROBE, REPLICATE, STATE_NAMES, Progress
+from kvorum.raft.quorum import agreed_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -256,8 +257,7 @@ class Replicator:
         matches = [progress.match for progress in self._voting_peers]
         if state.is_voter:
             matches.append(state.durability.index)
-        matches.sort()
-        index = matches[len(matches) - state.quorum]
+        index = agreed_index(matches, state.quorum)
         if index <= state.commit_index or index < state.term_start:
             return
         assert state.log.term_at(index) == state.term, "committing by counting entries of another term"

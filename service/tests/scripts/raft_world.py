@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvorum.core.cluster import Configuration, Member
 from kvorum.core.entries import Entry, EntryKind, HardState
 from kvorum.core.machine import (
-    Apply,
     AppliedUpTo,
+    Apply,
     DropReads,
     LeadershipChanged,
     PeerReset,

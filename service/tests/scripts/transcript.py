@@ -245,7 +245,7 @@ class Runner:
         if kind == "AppendRequest":
             values["batch"] = EntryBatch(entries) if entries else None
         for flag in FLAGS.get(kind, ()):
-            values.setdefault(flag, False)  # noqa: FBT003 - a value, not a switch
+            values.setdefault(flag, False)
         message: RaftMessage = getattr(messages, kind)(**values)
         self.world.deliver(Letter(sender, to, message))
 
@@ -275,7 +275,8 @@ class Runner:
                     world.deliver(letter)
             if not world.letters and not any(seat.disk.under_way for seat in world.nodes.values()):
                 return
-        raise AssertionError("no rest after many rounds")
+        msg = "no rest after many rounds"
+        raise AssertionError(msg)
 
     # --- what clients and links do ----------------------------------------------------------------
 
