@@ -142,6 +142,7 @@ class ThriftServer:
             log.warning("closing connections with unanswered requests", connections=len(self._connections))
             for connection in list(self._connections):
                 connection.abort()
+            await self._empty.wait()
         self._sockets.clear()
 
     # --- for connections ----------------------------------------------------------------------------------------------

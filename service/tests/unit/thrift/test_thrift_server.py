@@ -241,14 +241,17 @@ def test_server_port_is_free_at_once_after_stop(running) -> None:
             made.close()
 
 
-def test_server_probes_do_no_harm(running) -> None:
+def test_server_probes_do_no_harm(running, wire) -> None:
     """Connect and close, with a FIN or with a reset, is quiet."""
     node = running()
-    for _ in range(50):
+    for number in range(50):
         probe = node.connect()
-        if _ % 2:
+        if number % 2:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         probe.close()
+    with node.connect() as line:
+        line.sendall(wire.message("ping"))
+        receive(line, wire, 1)
     eventually(lambda: node.server.connection_count == 0)
 
     assert 0 == sum(node.server.malformed_counts.values())
@@ -296,13 +299,14 @@ def test_server_client_that_does_not_read_holds_up_nobody(running, wire) -> None
 
 def test_server_full_table_makes_room_only_for_long_idle_ones(running, wire) -> None:
     """Busy or recently used connections stay; the longest idle one of the greediest address goes."""
-    node = running(connections_max=2, connection_idle_s=0.2)
+    node = running(connections_max=2)
+    node.server.edge.clock = lambda: node.edge.now
     with node.connect() as first, node.connect() as second:
         eventually(lambda: node.server.connection_count == 2)
         with node.connect() as third, contextlib.suppress(ConnectionResetError):
             assert b"" == third.recv(1)
         assert 1 == node.server.connections_refused
-        time.sleep(0.3)
+        node.edge.now += 700
         second.sendall(wire.message("ping"))
         receive(second, wire, 1)
         with node.connect() as fourth:
