@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from kvorum_client.errors import KvorumError, ProtocolViolationError
 from kvorum_client.wire import MessageScanner
@@ -110,8 +110,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set the socket up: no delay for small calls, and dead peers found within seconds."""
-        assert isinstance(transport, asyncio.Transport), "the connector must give a stream transport"
-        self._transport = transport
+        # Not checked by isinstance: other loops' transports only look like asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
             with contextlib.suppress(OSError):

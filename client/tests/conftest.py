@@ -147,3 +147,9 @@ def drop() -> type[Exception]:
 def status_of():
     """Build a getStatus reply."""
     return leader_status
+
+
+@pytest.fixture
+def make_node() -> type[ScriptedNode]:
+    """For tests that bring their own loop."""
+    return ScriptedNode

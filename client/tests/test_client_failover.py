@@ -392,3 +392,20 @@ async def test_client_bad_field_is_the_callers_error(client):
     """A key that is no bytes is refused before anything is sent."""
     with pytest.raises(InvalidRequestError, match="cannot be written"):
         await client.set(5, b"v")
+
+
+def test_client_on_another_event_loop_works_as_well(make_node):
+    """Nothing in the client asks for asyncio's own loop or transports."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def work() -> bytes | None:
+        node = make_node()
+        await node.start()
+        node.on("get", FOUND)
+        async with KvorumClient([node.endpoint]) as client:
+            value = await client.get(b"k")
+        await node.stop()
+        return value
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(work()) == b"v"
