@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 import uvloop
+
 from kvorum.core.errors import LocalError
 from kvorum.core.limits import PEER_FRAME_BYTES_MAX, PEER_QUEUE_BYTES_MAX
 from kvorum.core.ports import Greeting, PeerLinks
