@@ -163,6 +163,11 @@ class Proposals:
             self.refused_total += 1
             pending.decided(0, Refusal(ErrorCode.TOO_LARGE, f"the write needs a log entry above {ENTRY_BYTES_MAX} B"))
             return
+        if deadline <= self._host.clock():
+            # It waited behind earlier requests of its connection for longer than its own deadline.
+            self.refused_total += 1
+            pending.decided(0, self._host.unavailable("the deadline of the write passed before it could be proposed"))
+            return
         self._sequence = sequence = self._sequence + 1
         payload = self._prefix + _SEQUENCE.pack(sequence) + body
         self._queue.append(_Proposal(sequence, payload, pending, received, deadline))

@@ -144,6 +144,19 @@ def test_propose_without_leader_is_unavailable_after_the_leader_wait():
     assert ErrorCode.UNAVAILABLE == waiter.code
 
 
+def test_propose_after_its_deadline_is_refused_unproposed():
+    """A request that waited behind others for longer than it may is certainly not done."""
+    host, subject = build()
+    host.leader = 0
+    host.now = DEADLINE_S
+    waiter = Waiter()
+    subject.propose(encode_set(b"", b"k", b"v"), waiter, 0.0, DEADLINE_S)
+    subject.flush()
+
+    assert ErrorCode.UNAVAILABLE == waiter.code
+    assert [] == host.appended
+
+
 def test_propose_sent_and_undecided_is_timeout_at_its_deadline():
     """What may be in a log is never called unavailable."""
     host, subject = build()
