@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 HTTP_PORT_DISTANCE: Final = 1000
 """A node's HTTP port is its client port less this, unless it was configured otherwise."""
 
-AHEAD_FIRST: Final = 50
-AHEAD_MAX: Final = 20_000
-"""How many entries ahead of the cluster the common index is chosen, from a trickle to the highest rates seen."""
+LEAD_S: Final = 0.5
+"""Under load the common index is chosen this far ahead of the cluster, so that every node hears it in time."""
 
 ROUNDS_MAX: Final = 20
 ROUND_PAUSE_S: Final = 0.25
@@ -81,14 +80,19 @@ async def compare(client: KvorumClient, https: Sequence[str]) -> Verdict:
     Raises:
         KvorumError: A node cannot be reached, or the nodes did not stand still long enough.
     """
-    ahead = 0
+    loop = asyncio.get_running_loop()
+    last: tuple[float, int] | None = None
     for _ in range(ROUNDS_MAX):
         applied = 0
         for answer in (await client.status_all()).values():
             if not isinstance(answer, NodeStatus):
                 raise answer
             applied = max(applied, answer.applied_index)
-        applied += ahead
+        now = loop.time()
+        seen, last = last, (now, applied)
+        if seen is not None and applied > seen[1]:
+            # Writes go on, so the question comes too late for the present index: ask for one that all have yet to reach.
+            applied += int((applied - seen[1]) / (now - seen[0]) * LEAD_S) + 1
         found = await asyncio.gather(
             *(asyncio.to_thread(_fetch, http, applied) for http in https), return_exceptions=True
         )
@@ -98,8 +102,6 @@ async def compare(client: KvorumClient, https: Sequence[str]) -> Verdict:
         for problem in found:
             if isinstance(problem, BaseException) and not isinstance(problem, MovedOnError):
                 raise problem
-        # Under load the question comes too late for the present index: ask for one that all have yet to reach.
-        ahead = (ahead or AHEAD_FIRST) * 2 if ahead < AHEAD_MAX else 0
         await asyncio.sleep(ROUND_PAUSE_S)
     text = "the nodes never stood at one index together: writes keep coming, or a node does not catch up; try later"
     raise KvorumError(text)
