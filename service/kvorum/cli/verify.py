@@ -91,7 +91,7 @@ async def compare(client: KvorumClient, https: Sequence[str]) -> Verdict:
         now = loop.time()
         seen, last = last, (now, applied)
         if seen is not None and applied > seen[1]:
-            # Writes go on, so the question comes too late for the present index: ask for one that all have yet to reach.
+            # Writes go on, so the question comes too late for the present index: ask for one yet to be reached.
             applied += int((applied - seen[1]) / (now - seen[0]) * LEAD_S) + 1
         found = await asyncio.gather(
             *(asyncio.to_thread(_fetch, http, applied) for http in https), return_exceptions=True

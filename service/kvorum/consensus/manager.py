@@ -23,6 +23,7 @@ from kvorum.consensus.registry import AlgorithmSettings, build_machine
 from kvorum.core.codec import TAG
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
 from kvorum.core.errors import ErrorCode, Refusal, StartupError
+from kvorum.core.limits import UNCOMMITTED_BYTES_MAX
 from kvorum.core.machine import (
     AppliedUpTo,
     Apply,
@@ -58,6 +59,9 @@ TICK_S: Final = 0.02
 
 STALL_S: Final = 0.1
 """A tick this late means that the loop stood still: received messages are drained before any timer counts."""
+
+UNCOMMITTED_BYTES_ROOM: Final = UNCOMMITTED_BYTES_MAX // 4
+"""Large values count by bytes: beyond this, proposals wait although fewer than the outstanding bound are under way."""
 
 EXPIRY_TICKS: Final = 5
 """Deadlines are looked at every fifth tick, 100 ms: inside the slack of contract section 1.3."""
@@ -464,7 +468,7 @@ class ConsensusManager:
 
     def room(self) -> int:
         """Entries that may still be appended before some are applied; none while the engine is stalled."""
-        if self.applier.stalled or self.machine is None:
+        if self.applier.stalled or self.machine is None or self.machine.uncommitted_bytes > UNCOMMITTED_BYTES_ROOM:
             return 0
         return self.settings.outstanding_max - (self.machine.last_index - self.applied_index)
 
