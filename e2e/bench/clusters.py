@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import random
 import signal
 import socket
 import struct
@@ -15,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from kvorum.cli.local_cluster import find_free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,7 +147,7 @@ class Kvorum(Cluster):
 
     def start(self) -> None:
         """Write one configuration file, start the nodes from it, wait for the leader."""
-        ports = free_ports(NODES, offsets=(0, -2000, -1000))
+        ports = find_free_ports(NODES)
         self.endpoints = [f"127.0.0.1:{port}" for port in ports]
         config = self.folder / "kvorum.toml"
         config.write_text(
@@ -186,7 +187,7 @@ class Etcd(Cluster):
 
     def start(self) -> None:
         """Start a new static cluster and wait for its leader."""
-        ports = free_ports(2 * NODES)
+        ports = find_free_ports(2 * NODES)
         pairs = list(zip(ports[:NODES], ports[NODES:], strict=True))
         self.endpoints = [f"127.0.0.1:{client}" for client, _ in pairs]
         members = ",".join(f"n{number}=http://127.0.0.1:{peer}" for number, (_, peer) in enumerate(pairs))
@@ -219,31 +220,6 @@ class Etcd(Cluster):
             if status and status["leader"] == status["header"]["member_id"]:
                 return endpoint
         return None
-
-
-def free_ports(count: int, offsets: tuple[int, ...] = (0,)) -> list[int]:
-    """Ports P for which each P + offset is free, below the range that outgoing connections take theirs from."""
-    found: list[int] = []
-    for _ in range(2000):
-        port = random.randrange(14000, 31000)
-        if all(abs(port + offset - other) not in (0, 1000, 2000) for offset in offsets for other in found) and all(
-            _is_free(port + offset) for offset in offsets
-        ):
-            found.append(port)
-        if len(found) == count:
-            return found
-    msg = "no free TCP ports between 12000 and 31000"
-    raise ClusterError(msg)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _resident_kib(pid: int) -> int:

@@ -7,9 +7,7 @@ import contextlib
 import http.client
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from kvorum.cli.local_cluster import find_free_ports
 from tests.process.wire import Connection, ConnectionLost, get, get_status, set_key
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: int = 3, settings: str = "") -> None:
         self.folder = folder
-        ports = free_ports(nodes)
+        ports = find_free_ports(nodes)
         endpoints = json.dumps([f"127.0.0.1:{port}" for port in ports])
         self.config = folder / "kvorum.toml"
         self.config.write_text(
@@ -301,37 +300,6 @@ async def eventually(condition: Callable[[], Awaitable[bool]], what: str, second
                 return time.monotonic() - began
         assert time.monotonic() - began < seconds, f"not within {seconds} s: {what}"
         await asyncio.sleep(pause)
-
-
-def free_ports(count: int) -> list[int]:
-    """
-    Ports P with P, P - 1000 and P - 2000 free and far enough from each other.
-
-    They lie below the range from which the kernel takes ports of outgoing connections, and each process of a parallel
-    run draws at random, so that two runs hardly meet.
-    """
-    chosen: list[int] = []
-    generator = random.Random()
-    for _ in range(5000):
-        port = generator.randrange(13_000, 32_000)
-        wanted = {port, port - 1000, port - 2000}
-        taken = {other - offset for other in chosen for offset in (0, 1000, 2000)}
-        if not wanted & taken and all(_is_free(each) for each in wanted):
-            chosen.append(port)
-        if len(chosen) == count:
-            return chosen
-    msg = "no free ports"
-    raise AssertionError(msg)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 # --- load ----------------------------------------------------------------------------------------------------------

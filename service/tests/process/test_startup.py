@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.process.harness import Cluster, Node, eventually, free_ports
+from kvorum.cli.local_cluster import find_free_ports
+from tests.process.harness import Cluster, Node, eventually
 from tests.process.wire import ConnectionLost, get, get_cluster_health, get_read_version, ping, raw_connection, set_key
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ async def test_connect_and_close_probes_during_start_do_no_harm(make_cluster: Ca
 async def test_standalone_node_needs_nothing_but_a_port(tmp_path: Path, alone: Callable[..., Node]) -> None:
     """THRIFT_PORT alone, in an empty directory, several at once: each serves, with its data below that directory."""
     nodes = []
-    for number, port in enumerate(free_ports(3)):
+    for number, port in enumerate(find_free_ports(3)):
         folder = tmp_path / f"standalone{number}"
         folder.mkdir()
         nodes.append(alone(port, folder=folder, THRIFT_PORT=str(port)))
@@ -151,7 +152,7 @@ async def test_standalone_node_needs_nothing_but_a_port(tmp_path: Path, alone: C
 
 async def test_localhost_works_in_both_address_families(alone: Callable[..., Node]) -> None:
     """The client port is bound in IPv4 and IPv6."""
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     node = alone(port, THRIFT_PORT=str(port))
     node.start()
     await eventually(node.accepts, "the node listens", 5)
@@ -263,7 +264,7 @@ async def test_second_process_in_a_data_directory_is_refused(
     cluster.start()
     leader = await cluster.ready()
     number = cluster.nodes.index(leader)
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     second = alone(port, "--db-path", str(cluster.data_directory(number)), THRIFT_PORT=str(port))
     second.start()
 
@@ -277,7 +278,7 @@ async def test_same_node_id_twice_is_refused(make_cluster: Callable[..., Cluster
     cluster = make_cluster()
     cluster.start()
     await cluster.ready()
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     first = cluster.nodes[0]
     elsewhere = str(cluster.folder / "elsewhere")
     second = alone(
@@ -314,7 +315,7 @@ async def test_foreign_directory_is_refused_and_left_alone(tmp_path: Path, alone
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "CURRENT").write_text("MANIFEST-000004\n")
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     node = alone(port, "--db-path", str(foreign), THRIFT_PORT=str(port))
     node.start()
 
