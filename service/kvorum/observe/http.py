@@ -132,9 +132,9 @@ class ObserveServer:
 
     async def _answer_state_hash(self, request: web.Request) -> web.Response:
         assert self._state_hash is not None
-        asked = request.query.get("index")
+        asked = request.query.get("at")
         if asked is not None and not (asked.isascii() and asked.isdigit()):
-            return _text("index must be a whole number\n", 400)
+            return _text("at must be a whole number\n", 400)
         found = await self._state_hash(None if asked is None else int(asked))
         if found is None:
             return _text(f"this node is not at index {asked}; ask for a later one\n", 409)

@@ -102,9 +102,9 @@ async def test_observe_status_is_json_and_a_page(get: Get) -> None:
 async def test_observe_state_hash_at_an_index(get: Get) -> None:
     """The hash comes with its index; an index the node is not at is a conflict, nonsense a bad request."""
     assert await get("/state-hash") == (200, '{"applied_index": 7, "hash": "abc"}\n')
-    assert (await get("/state-hash?index=7"))[0] == 200
-    assert (await get("/state-hash?index=6"))[0] == 409
-    assert (await get("/state-hash?index=x"))[0] == 400
+    assert (await get("/state-hash?at=7"))[0] == 200
+    assert (await get("/state-hash?at=6"))[0] == 409
+    assert (await get("/state-hash?at=x"))[0] == 400
 
 
 async def test_observe_taken_port_is_a_clear_error(node: Node) -> None:
