@@ -157,7 +157,7 @@ class _Register:
         self._bits = 0
         self._configs: set[_Config] = {_Config(initial, 0)}
         self._lookahead = lookahead
-        """Never overwrite a value that a later read needs: prunes most of the search, but blames an earlier operation."""
+        """Never overwrite a value that a later read needs: prunes most of the search, blames an earlier one."""
         self._reads_to_come: Counter[Hashable] = Counter()
         self._writes_to_come: Counter[Hashable] = Counter()
         for operation in self._operations:
