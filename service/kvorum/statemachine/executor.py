@@ -263,11 +263,11 @@ def _open(engine: StorageEngine) -> StateRow:
     if row != bytes((FORMAT_VERSION,)):
         msg = (
             f"the store has format version {int.from_bytes(row, 'big')}, this release reads version {FORMAT_VERSION}; "
-            "start the release that wrote it, or rebuild this member from its peers"
+            "start the release that wrote it, or move the state directory aside: the log builds it again"
         )
         raise StartupError(msg)
     state = engine.get(STATE_KEY)
     if state is None:
-        msg = "the store has a format row but no state row; rebuild this member from its peers"
+        msg = "the store has a format row but no state row; move the state directory aside: the log builds it again"
         raise StartupError(msg)
     return unpack_state(state)

@@ -37,7 +37,9 @@ _LOG: Final = "log"
 _STATE: Final = "state"
 _HALF_MADE: Final = frozenset({_IDENTITY_DRAFT, _LOCK, "lost+found"})
 """What an interrupted creation, or mkfs, may have left in a directory that is still nobody's."""
-_WAY_OUT: Final = "rebuild this member: move the directory away and start the node with an empty one"
+_WAY_OUT: Final = (
+    "rebuild this member from its peers; until then the others carry on, and an empty directory may not take its seat"
+)
 
 
 def sync_directory(path: Path) -> None:

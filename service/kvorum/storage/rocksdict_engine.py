@@ -107,7 +107,7 @@ class RocksdictEngine:
         except Exception as error:
             msg = (
                 f"cannot open the RocksDB directory {path}: {error}; if no other process uses it and the disk is "
-                "healthy, rebuild this member from its peers"
+                "healthy, move it aside and start again: the store is built again from the log"
             )
             raise StorageFailedError(msg) from error
         write_options = WriteOptions()
@@ -228,7 +228,7 @@ def _must_be_healthy(cursor: RdictIter, path: Path) -> None:
     try:
         cursor.status()
     except Exception as error:
-        msg = f"RocksDB in {path} failed while iterating: {error}; rebuild this member from its peers"
+        msg = f"RocksDB in {path} failed while iterating: {error}; move it aside and start again: the log rebuilds it"
         raise StorageFailedError(msg) from error
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from kvorum.core.ids import Index
 
-WAY_OUT: Final = "rebuild this member from its peers: stop it, empty its data directory, start it again"
+WAY_OUT: Final = (
+    "rebuild this member from its peers; until then the others carry on, and an empty directory may not take its seat"
+)
 ANCHOR_SPACING_BYTES: Final = 64 * 1024
 """Log bytes per index row: a read parses at most this much in vain, and 1 GiB of log costs 16,384 rows."""
 OPEN_FILES_MAX: Final = 8
