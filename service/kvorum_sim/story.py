@@ -89,7 +89,7 @@ async def _final_read(world: World, node_id: int, key: bytes, level: str) -> Non
 
 
 async def _client(world: World, number: int, level: str) -> None:
-    """Operations on keys shared with others, and writes of keys nobody else touches, through one node while it lives."""
+    """Operations on keys shared with others, and writes of keys of its own, through one node while it lives."""
     chance = random.Random(f"{world.seed} client {number}")
     node_id = number % len(world.node_ids)
     for i in range(OPERATIONS):
