@@ -142,8 +142,8 @@ class RocksdictEngine:
         cursor.seek(begin)
         return self._walk_up(cursor, bounds)
 
-    # Safety: the options own the bytes of the upper bound and rocksdict's iterator does not keep them alive; freed, they
-    # end a scan anywhere. The generators below hold them as long as the cursor (conformance: bounds outlive the call).
+    # Safety: the options own the bytes of the upper bound and rocksdict's iterator does not keep them alive; freed,
+    # they end a scan anywhere. The generators below hold them as long as the cursor (conformance tests).
 
     def _walk_up(self, cursor: RdictIter, bounds: ReadOptions) -> Iterator[tuple[bytes, bytes]]:
         valid, key, value, advance = cursor.valid, cursor.key, cursor.value, cursor.next

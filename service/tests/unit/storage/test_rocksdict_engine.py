@@ -94,7 +94,7 @@ def test_rocksdict_engine_damaged_table_is_reported_while_iterating(tmp_path: Pa
 
     for view in (engine, engine.snapshot()):
         for reverse in (False, True):
-            with pytest.raises(StorageFailedError, match="rebuild this member"):
+            with pytest.raises(StorageFailedError, match="the log rebuilds it"):
                 list(view.iterate(b"", b"\xff", reverse=reverse))
 
     engine.close()
