@@ -1,4 +1,4 @@
-"""Replay one seed with every log line and every operation: ``python -m kvorum_sim SEED ...``."""
+"""Replay one seed with every log line and every operation: ``PYTHONPATH=service python -m kvorum_sim SEED``."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def tell(seed: int, plan: Plan, make_world: Callable[[int], World] = World) -> W
         judge(world, plan)
     except Exception as error:
         figures = " ".join(map(str, astuple(plan)))
-        error.add_note(f"at {world.now():.6f} s; replay with: python -m kvorum_sim {seed} {figures}")
+        error.add_note(f"at {world.now():.6f} s; replay with: PYTHONPATH=service .venv/bin/python -m kvorum_sim {seed} {figures}")
         raise
     return world
 
