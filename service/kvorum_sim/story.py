@@ -49,7 +49,8 @@ def tell(seed: int, plan: Plan, make_world: Callable[[int], World] = World) -> W
         judge(world, plan)
     except Exception as error:
         figures = " ".join(map(str, astuple(plan)))
-        error.add_note(f"at {world.now():.6f} s; replay with: PYTHONPATH=service .venv/bin/python -m kvorum_sim {seed} {figures}")
+        replay = f"PYTHONPATH=service .venv/bin/python -m kvorum_sim {seed} {figures}"
+        error.add_note(f"at {world.now():.6f} s; replay with: {replay}")
         raise
     return world
 
