@@ -102,15 +102,16 @@ class Call(ABC):
         """The client is gone and nothing was or will be done."""
         self.method.failed[CLIENT_GONE] = self.method.failed.get(CLIENT_GONE, 0) + 1
 
-    def struck(self, target: str, deadline: float | None = None) -> bool:
-        """Whether an injected fault answers this call; then nothing else must."""
+    def struck(self, target: str, deadline_ms: int | None, timeout_s: float | None = None) -> bool:
+        """Whether an injected fault answers this call; then nothing else must. It waits no longer than the call may."""
         edge = self.connection.edge
         strike = edge.faults.strike(target)
         if strike is None:
             return False
-        if deadline is None:
-            deadline = self.received + edge.timeout_s
-        delay_s = min(strike.after_s, max(0.0, deadline - edge.clock()))
+        bound_s = edge.timeout_s if timeout_s is None else timeout_s
+        if deadline_ms is not None:
+            bound_s = min(bound_s, deadline_ms / 1000)
+        delay_s = min(strike.after_s, max(0.0, self.received + bound_s - edge.clock()))
         if delay_s > 0:
             edge.later(delay_s, lambda: self.fail(strike.refusal))
         else:

@@ -78,9 +78,10 @@ class CommitCall(WriteCall):
         wanted_s = optional_int(fields["timeout_seconds"]) or 0
         if wanted_s > 0:
             timeout_s = min(timeout_s, wanted_s)
-        if edge.faults.armed and self.struck(FaultTarget.COMMIT, self.received + timeout_s):
+        deadline_ms = optional_int(fields["deadline_ms"])
+        if edge.faults.armed and self.struck(FaultTarget.COMMIT, deadline_ms, timeout_s):
             return
-        deadline = bounded(self.received, timeout_s, optional_int(fields["deadline_ms"]))
+        deadline = bounded(self.received, timeout_s, deadline_ms)
         body = encode_operation(judge_commit(fields, edge.settings))
         self.fields = None
         edge.routing.write(body, self, self.received, deadline)

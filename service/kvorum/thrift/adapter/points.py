@@ -40,7 +40,7 @@ class GetCall(ReadCall):
         if key is None:
             refuse_missing("key")
         edge = self.connection.edge
-        if edge.faults.armed and self.struck(FaultTarget.GET):
+        if edge.faults.armed and self.struck(FaultTarget.GET, deadline_ms):
             return
         routing = edge.routing
         received = self.received
@@ -90,7 +90,7 @@ class SnapshotGetCall(ReadCall):
         """Judge and ask routing."""
         fields = must_have(cast("Fields | None", self.fields), ("key", "read_version"))
         edge = self.connection.edge
-        if edge.faults.armed and self.struck(FaultTarget.GET):
+        if edge.faults.armed and self.struck(FaultTarget.GET, optional_int(fields["deadline_ms"])):
             return
         self.key = optional_bytes(fields["key"]) or b""
         self.version: Index = optional_int(fields["read_version"]) or 0

@@ -34,7 +34,7 @@ class RangeCall(ReadCall):
         """Judge and ask routing."""
         fields = must_have(cast("Fields | None", self.fields), ())
         edge = self.connection.edge
-        if edge.faults.armed and self.struck(FaultTarget.RANGE):
+        if edge.faults.armed and self.struck(FaultTarget.RANGE, optional_int(fields["deadline_ms"])):
             return
         self.version: Index | None = None
         self._judge(fields)
@@ -112,7 +112,7 @@ class SnapshotRangeCall(RangeCall):
         """Judge and ask routing."""
         fields = must_have(cast("Fields | None", self.fields), ("read_version",))
         edge = self.connection.edge
-        if edge.faults.armed and self.struck(FaultTarget.RANGE):
+        if edge.faults.armed and self.struck(FaultTarget.RANGE, optional_int(fields["deadline_ms"])):
             return
         version = optional_int(fields["read_version"]) or 0
         check_version(version)

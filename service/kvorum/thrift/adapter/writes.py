@@ -40,7 +40,7 @@ class SetCall(WriteCall):
         if value is None:
             refuse_missing("value")
         edge = self.connection.edge
-        if edge.faults.armed and self.struck(FaultTarget.SET):
+        if edge.faults.armed and self.struck(FaultTarget.SET, deadline_ms):
             return
         received = self.received
         deadline = received + edge.timeout_s if deadline_ms is None else bounded(received, edge.timeout_s, deadline_ms)
@@ -71,7 +71,7 @@ class DeleteCall(WriteCall):
         if key is None:
             refuse_missing("key")
         edge = self.connection.edge
-        if edge.faults.armed and self.struck(FaultTarget.DELETE):
+        if edge.faults.armed and self.struck(FaultTarget.DELETE, deadline_ms):
             return
         deadline = bounded(self.received, edge.timeout_s, deadline_ms)
         if family:
@@ -97,7 +97,7 @@ class _StampCall(WriteCall):
         """Judge and hand to routing."""
         fields = must_have(cast("Fields | None", self.fields), (key_name, value_name))
         edge = self.connection.edge
-        if edge.faults.armed and self.struck(FaultTarget.SET):
+        if edge.faults.armed and self.struck(FaultTarget.SET, optional_int(fields["deadline_ms"])):
             return
         key, value = optional_bytes(fields[key_name]) or b"", optional_bytes(fields[value_name]) or b""
         family = checked_family(raw_name(fields["column_family"]))

@@ -257,6 +257,30 @@ async def test_fault_waits_its_duration_but_not_beyond_the_deadline(edge, line, 
     assert ErrorCode.NETWORK == (await line.call("get", key=b"k")).error_code
 
 
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("get", {"key": b"k"}),
+        ("snapshotGet", {"key": b"k", "read_version": 0}),
+        ("setKey", {"key": b"k", "value": b"v"}),
+        ("deleteKey", {"key": b"k"}),
+        ("setVersionstampedKey", {"key_prefix": bytes(10), "value": b"v"}),
+        ("getRange", {}),
+        ("snapshotGetRange", {"read_version": 0}),
+        ("atomicCommit", {"read_version": 0, "operations": [], "read_conflict_keys": [], "timeout_seconds": 1}),
+    ],
+)
+async def test_fault_waits_no_longer_than_the_deadline_of_the_call(edge, line, wire, method: str, fields) -> None:
+    """The deadline a request brings along shortens the sleep of an injected fault too."""
+    await line.call("setFaultInjection", fault_type="network", probability=1.0, duration_ms=60_000)
+    line.send(wire.message(method, deadline_ms=300, **fields))
+    ((delay_s, fire),) = edge.later
+    fire()
+
+    assert 0.3 == pytest.approx(delay_s)
+    assert ErrorCode.NETWORK == (await line.replies(1))[0].response.error_code
+
+
 async def test_fault_comes_after_required_fields_and_before_arguments(line) -> None:
     """Step 3 of the order of checks."""
     await line.call("setFaultInjection", fault_type="network", probability=1.0)
