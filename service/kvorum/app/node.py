@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvorum.config.settings import Settings
+    from kvorum.core.ports import EngineStatistics
     from kvorum.observe.http import ObserveServer
 
 STOP_GRACE_S = 5.0
@@ -93,11 +95,16 @@ class Node:
             self.routing,
             self.executor,
             _thrift_settings(settings),
-            engine_statistics=self.engine.statistics,
+            engine_statistics=self._store_statistics,
             on_defect=self._defect,
         )
         self.http: ObserveServer | None = None
         self._flushing: asyncio.Future[None] | None = None
+
+    def _store_statistics(self) -> EngineStatistics:
+        """What the engine says of itself, but with keys as clients understand them."""
+        figures = self.engine.statistics()
+        return replace(figures, keys=self.executor.estimate_live_keys(figures.keys))
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
