@@ -141,11 +141,16 @@ class ConsensusManager:
         self.cluster_id = around.cluster_id
         self.contacts = Contacts(self.node_id, self._started, node_timeout_s=settings.node_timeout_s)
         prefix = TAG.pack(around.incarnation, self._nonce, 0)[:16]
+        own_numbers = self._nonce >> 1  # where this process begins to count what peers answer by number
         self.proposals = Proposals(
-            self, prefix, leader_wait_s=settings.leader_wait_s, outstanding_max=settings.outstanding_max
+            self,
+            prefix,
+            leader_wait_s=settings.leader_wait_s,
+            outstanding_max=settings.outstanding_max,
+            first_position=own_numbers,
         )
         self.peering = Peering(self, around.links, around.incarnation, around.logger)
-        self.reads = Reads(self, leader_wait_s=settings.leader_wait_s)
+        self.reads = Reads(self, leader_wait_s=settings.leader_wait_s, first_request=own_numbers)
         self.applier = Applier(
             around.state, around.loop, around.clock, on_applied=self._group_applied, flush=around.flush
         )
@@ -414,7 +419,9 @@ class ConsensusManager:
         self.has_space = has_space
         if has_space:
             self._logger.info("disk has space again: taking part once more")
-            self.flush_soon()
+            # What was said meanwhile did not leave or was not heard; the leader may still be the same.
+            self.proposals.leadership_changed()
+            self.reads.ask_again()
         else:
             self._logger.error("disk full: this node votes and appends nothing until there is space")
 

@@ -8,7 +8,7 @@ applies them and answers from its own apply, whoever led. Three rules make outco
    that has not been applied is certainly dead: it is proposed again, in the original order, while the leader wait
    lasts, else refused with UNAVAILABLE.
 2. A node sends nothing in a new term while a proposal it sent in an earlier one is undecided, so a revived proposal
-   never lands behind a younger one.
+   never lands behind a younger one. Whatever is found dead although a younger one was applied is refused instead.
 3. A follower numbers its forwards within a term and the leader takes them in unbroken sequence. After a new link the
    follower sends everything undecided again; the leader skips what it already took.
 """
@@ -115,7 +115,20 @@ class _Forwarded:
 class Proposals:
     """The one place that knows which writes of this node are undecided; see the module text."""
 
-    def __init__(self, host: Host, tag_prefix: bytes, *, leader_wait_s: float, outstanding_max: int) -> None:
+    def __init__(
+        self, host: Host, tag_prefix: bytes, *, leader_wait_s: float, outstanding_max: int, first_position: int = 0
+    ) -> None:
+        """
+        Begin with nothing under way.
+
+        Args:
+            host: Whoever sends and appends.
+            tag_prefix: Incarnation and boot nonce, as in every tag of this process.
+            leader_wait_s: How long a write may wait for a leader that takes it.
+            outstanding_max: Writes that may be undecided at once.
+            first_position: Where the stream of forwards begins in each term. Safety: different for each process, or
+                a reply meant for the process before this one would refuse a write that was in fact proposed.
+        """
         self._host = host
         self._prefix = tag_prefix
         self._leader_wait_s = leader_wait_s
@@ -125,8 +138,10 @@ class Proposals:
         self._queue_bytes = 0
         self._outstanding: dict[int, _Proposal] = {}
         self._applied_term: Term = 0
+        self._applied_sequence = 0
         self._sent_term: Term = 0
-        self._next_position = 0
+        self._first_position = first_position
+        self._next_position = first_position
         self._resync = True
         self._refused_term: Term = 0
         self._expected: dict[bytes, int] = {}
@@ -196,7 +211,7 @@ class Proposals:
         if any(proposal.term < term for proposal in self._outstanding.values()):
             return False
         self._sent_term = term
-        self._next_position = 0
+        self._next_position = self._first_position
         self._resync = True
         return True
 
@@ -260,7 +275,6 @@ class Proposals:
 
     def link_restored(self, peer: NodeId) -> None:
         """Our link to a peer stands again: frames given to the old one may be lost, so send the undecided again."""
-        self._resync = True
         if peer == self._host.leader and self._sent_term == self._host.term:
             self._resend(peer, 0)
         self.flush()
@@ -271,6 +285,9 @@ class Proposals:
             p for p in self._outstanding.values() if p.term == self._sent_term and p.position >= max(position, 0)
         ]
         undecided.sort(key=lambda proposal: proposal.position)
+        for proposal in undecided:
+            # Safety: all of them, also those that a full link keeps from leaving now: their first copy may be taken.
+            proposal.resent = True
         now = self._host.clock()
         while undecided:
             run, total = [undecided[0]], len(undecided[0].payload)
@@ -281,8 +298,6 @@ class Proposals:
                 total += len(proposal.payload)
             del undecided[: len(run)]
             self._resync = True  # positions between two runs were decided here: the leader must not wait for them
-            for proposal in run:
-                proposal.resent = True
             if not self._send_forward(leader, run, run[0].position, now):
                 self._resync = True
                 return
@@ -375,7 +390,9 @@ class Proposals:
         for entry, outcome in zip(entries, outcomes, strict=True):
             record = entry.record
             if outcome is not None and record[HEADER_BYTES:_PREFIX_END] == prefix:
-                proposal = pop(unpack(record, _PREFIX_END)[0], None)
+                sequence = unpack(record, _PREFIX_END)[0]
+                self._applied_sequence = max(self._applied_sequence, sequence)
+                proposal = pop(sequence, None)
                 if proposal is not None:
                     self.committed_total += 1
                     proposal.pending.decided(entry.index, outcome)
@@ -388,6 +405,11 @@ class Proposals:
         proposals.sort(key=lambda proposal: proposal.sequence, reverse=True)
         for proposal in proposals:
             del self._outstanding[proposal.sequence]
+            if proposal.sequence < self._applied_sequence:
+                # Safety: the leader never had it, but had younger ones (it was mute for a moment, or a reply got lost).
+                self.refused_total += 1
+                proposal.pending.decided(0, self._host.unavailable("the leader changed before it took the write"))
+                continue
             proposal.term = 0
             self._queue.appendleft(proposal)
             self._queue_bytes += len(proposal.payload)
@@ -397,11 +419,16 @@ class Proposals:
 
     def leadership_changed(self) -> None:
         """Forwards of others that wait here die with our leadership; their own nodes revive them (rule 1)."""
-        if self._host.leader != self._host.node_id and self._queue:
+        host = self._host
+        leader = host.leader
+        if leader != host.node_id and self._queue:
             kept: deque[_Proposal | _Forwarded] = deque(item for item in self._queue if type(item) is _Proposal)
             self._queue = kept
             self._queue_bytes = sum(len(item.payload) for item in kept)
-        self._host.flush_soon()
+        if leader is not None and leader != host.node_id and self._sent_term == host.term != self._refused_term:
+            # The leader of the same term again, after a doubt: its link may have come back while nobody led.
+            self._resend(leader, 0)
+        host.flush_soon()
 
     # --- time ---
 
@@ -443,7 +470,8 @@ class Proposals:
                 item.pending.decided(0, Refusal(ErrorCode.UNAVAILABLE, "this node is shutting down; use another one"))
 
     def abandon(self) -> None:
-        """End of the process: everything still undecided is unknown."""
+        """End of the process: what waits was never sent, what was sent is unknown."""
+        self.shut_down()
         outstanding, self._outstanding = self._outstanding, {}
         for proposal in outstanding.values():
             proposal.pending.decided(0, Refusal(ErrorCode.TIMEOUT, _EXPIRED_TEXT))

@@ -93,13 +93,22 @@ class Host(Protocol):
 class Reads:
     """Questions under way and reads behind them; see the module text."""
 
-    def __init__(self, host: Host, *, leader_wait_s: float) -> None:
+    def __init__(self, host: Host, *, leader_wait_s: float, first_request: int = 1) -> None:
+        """
+        Begin with nothing under way.
+
+        Args:
+            host: Whoever asks and sends.
+            leader_wait_s: How long a read may wait for an index.
+            first_request: Number of the first question. Safety: different for each process, or a late answer to the
+                process before this one would serve a newer read at an older index.
+        """
         self._host = host
         self._leader_wait_s = leader_wait_s
         self._asking: list[_Waiting] = []
         self._asked: dict[int, list[_Waiting]] = {}
         self._remote: dict[int, _Remote] = {}
-        self._numbers = count(1)
+        self._numbers = count(first_request)
         self._arrivals = count()
         self._for_apply: list[_ForApply] = []
 

@@ -80,9 +80,9 @@ class FakeHost:
         return [frames.decode_forward_reply(data) for _, kind, data in sent if kind == frames.FORWARD_REPLY]
 
 
-def build(node_id: int = 0) -> tuple[FakeHost, Proposals]:
+def build(node_id: int = 0, *, first_position: int = 0) -> tuple[FakeHost, Proposals]:
     host = FakeHost(node_id)
-    return host, Proposals(host, PREFIX, leader_wait_s=WAIT_S, outstanding_max=1000)
+    return host, Proposals(host, PREFIX, leader_wait_s=WAIT_S, outstanding_max=1000, first_position=first_position)
 
 
 def propose(subject: Proposals, host: FakeHost, count: int) -> list[Waiter]:
@@ -337,6 +337,105 @@ def test_forward_waiting_too_long_on_the_leader_is_refused_to_its_origin():
 
     assert ErrorCode.UNAVAILABLE == waiter.code
     assert 0 == follower.pending_count
+
+
+def test_forward_refused_for_a_process_before_this_one_refuses_nothing_here():
+    """A restarted node counts from elsewhere: a late refusal of its former life must not deny what was proposed."""
+    former_host, former = build(0, first_position=10)
+    restarted_host, restarted = build(0, first_position=20)
+    former_host.leader = restarted_host.leader = 1
+    leader_host, leader = build(1)
+    leader_host.leader = 1
+    leader_host.free = 0
+    propose(former, former_host, 1)
+    leader.forward_received(0, former_host.sent[0][2])
+    (waiter,) = propose(restarted, restarted_host, 1)
+    leader_host.now = WAIT_S + 0.1
+    leader.expire(leader_host.now)
+    for _, _, data in leader_host.sent:
+        restarted.forward_reply_received(1, data)
+
+    assert 1 == len(leader_host.sent)
+    assert [] == waiter.told
+    apply(restarted, [decoded.items[0].payload for decoded in restarted_host.forwards()], term=1)
+    assert [(2, APPLIED)] == waiter.told
+
+
+def test_dead_proposal_older_than_an_applied_one_is_refused_and_not_revived():
+    """The leader lost one and took the next: reviving the lost one would put it behind the younger."""
+    host, subject = build(0)
+    host.leader = 1
+    (lost,) = propose(subject, host, 1)
+    (taken,) = propose(subject, host, 1)
+    apply(subject, [host.forwards()[1].items[0].payload], term=1)
+    host.term = host.leader = 2
+    apply_noop(subject, term=2, index=3)
+    subject.flush()
+
+    assert [(2, APPLIED)] == taken.told
+    assert ErrorCode.UNAVAILABLE == lost.code
+    assert [] == host.forwards()
+
+
+def test_link_restored_to_another_node_does_not_let_the_leader_skip():
+    """Only what was certainly sent again may be jumped over; a frame the leader did not hear is asked for."""
+    host, subject = build(0)
+    host.leader = 1
+    propose(subject, host, 1)
+    host.sent.clear()  # the leader did not listen
+    subject.link_restored(2)
+    propose(subject, host, 1)
+    leader_host, leader = build(1)
+    leader_host.leader = 1
+    leader.forward_received(0, host.sent.pop()[2])
+
+    assert [frames.GAP] == [reply.kind for reply in leader_host.replies()]
+    assert [] == leader_host.appended
+
+
+def test_the_same_leader_after_a_doubt_gets_the_undecided_again():
+    """A link that came back while no leader was known resends nothing; knowing the leader again does."""
+    host, subject = build(0)
+    host.leader = 1
+    propose(subject, host, 2)
+    host.sent.clear()
+    host.leader = None
+    subject.leadership_changed()
+    subject.link_restored(1)
+    host.leader = 1
+    subject.leadership_changed()
+
+    assert [(0, 2)] == [(f.first, len(f.items)) for f in host.forwards()]
+
+
+def test_resend_cut_off_by_a_full_link_leaves_nothing_to_be_taken_back():
+    """Every undecided copy may be proposed already, also those that could not be sent a second time."""
+    host, subject = build(0)
+    host.leader = 1
+    waiters = propose(subject, host, 1)
+    waiters += propose(subject, host, 1)
+    host.link = False
+    subject.link_restored(1)
+    reply = frames.ForwardReply(frames.NOT_LEADER, 1, 0)
+    subject.forward_reply_received(1, b"".join(frames.encode_forward_reply(reply)))
+    host.now = DEADLINE_S
+    subject.expire(host.now)
+
+    assert [ErrorCode.TIMEOUT] * 2 == [waiter.code for waiter in waiters]
+
+
+def test_abandon_answers_what_was_revived_after_the_shut_down():
+    """Nobody is left without an answer when the process ends."""
+    host, subject = build()
+    host.leader = 0
+    (waiter,) = propose(subject, host, 1)
+    subject.shut_down()
+    host.leader = None
+    apply_noop(subject, term=2, index=2)
+    assert [] == waiter.told
+    subject.abandon()
+
+    assert ErrorCode.UNAVAILABLE == waiter.code
 
 
 @pytest.mark.parametrize("cut", range(1, 24))

@@ -107,6 +107,20 @@ def test_follower_asks_the_leader_and_serves_at_the_named_index():
     assert {"served"} == told(readers)
 
 
+def test_answer_to_a_process_before_this_one_serves_nothing_here():
+    """A restarted node numbers its questions from elsewhere: a late answer must not serve a newer read too old."""
+    former = Reads(FakeHost(), leader_wait_s=WAIT_S, first_request=7)
+    restarted_host = FakeHost()
+    restarted = Reads(restarted_host, leader_wait_s=WAIT_S, first_request=1007)
+    former._host.leader = restarted_host.leader = 1
+    ask(former, 1)
+    number, _ = frames.decode_read(former._host.sent[0][2])
+    readers = ask(restarted, 1)
+    restarted.answer_received(b"".join(frames.encode_read_reply(number, 0)))
+
+    assert {None} == told(readers)
+
+
 def test_lost_answer_is_asked_again_after_a_new_link():
     """A question whose answer may be lost is repeated; the late answer to the first one is ignored."""
     host, reads = build()
