@@ -63,6 +63,7 @@ class Applier:
         self._steps: Iterator[list[Applied | Refusal | None] | None] | None = None
         self._scheduled = False
         self._slicing = False
+        self._halted = False
         self._stops: list[tuple[Index, Callable[[], None]]] = []
         self._flushing = False
         self._unflushed_entries = 0
@@ -86,6 +87,10 @@ class Applier:
         """Apply one slice now, unless a later turn of the loop is already booked; book one for what remains."""
         if self._queue and not self._scheduled and not self._slicing:
             self._slice()
+
+    def halt(self) -> None:
+        """Apply nothing more: the storage is about to close. What is left is replayed by the next process."""
+        self._halted = True
 
     def stop_at(self, index: Index, reached: Callable[[], None]) -> None:
         """
@@ -113,7 +118,7 @@ class Applier:
 
     def _slice(self) -> None:
         """One slice of the group at the head."""
-        if not self._queue:
+        if not self._queue or self._halted:
             return
         started = self._clock()
         if self._steps is None:

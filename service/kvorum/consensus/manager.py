@@ -135,7 +135,9 @@ class ConsensusManager:
         self._flush_scheduled = False
         self._ticks = 0
         self._last_tick = self._started
+        self._tick_postponed = False
         self._stopping = False
+        self._stopped = False
         self._leaving = False
         self.has_space = True
         self.cluster_id = around.cluster_id
@@ -195,6 +197,9 @@ class ConsensusManager:
         if self._links is not None:
             await self._links.stop()
         await self._log.stop()
+        # The loop goes on for a moment, but storage closes now: a replay under way must not run into it.
+        self._stopped = True
+        self.applier.halt()
 
     def become_member(self, recovered: RecoveredLog) -> None:
         """Start the machine on a log that holds at least the first configuration."""
@@ -522,14 +527,19 @@ class ConsensusManager:
         self._loop.call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
+        if self._stopped:
+            return
         now = self.clock()
         lag = now - self._last_tick - TICK_S
         self.loop_lag.observe(max(0.0, lag))
-        if lag > STALL_S:
+        if lag > STALL_S and not self._tick_postponed:
             # Safety: after a stall, received messages are drained before any timer, or a pause elects (catalogue 78).
+            # Once only: a loop whose every turn is that slow would otherwise never send a heartbeat.
             self._last_tick = now
+            self._tick_postponed = True
             self._loop.call_later(0.001, self._tick)
             return
+        self._tick_postponed = False
         self._last_tick = now
         self._ticks += 1
         if self.machine is not None and self.has_space:

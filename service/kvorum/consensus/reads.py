@@ -47,6 +47,9 @@ class _ForApply(NamedTuple):
     pending: PendingRead
 
 
+ASK_AGAIN_S: Final = 0.5
+"""A question to the leader without an answer for this long is asked again: the answer may be lost with its own link."""
+
 _LATE: Final = Refusal(ErrorCode.TIMEOUT, "the read was not finished in time; retry")
 
 
@@ -81,6 +84,10 @@ class Host(Protocol):
         """Give one frame to a peer; False if it certainly did not leave."""
         ...
 
+    def clock(self) -> float:
+        """Monotonic seconds."""
+        ...
+
     def flush_soon(self) -> None:
         """Call `Reads.flush` once, at the end of this turn of the loop."""
         ...
@@ -107,6 +114,8 @@ class Reads:
         self._leader_wait_s = leader_wait_s
         self._asking: list[_Waiting] = []
         self._asked: dict[int, list[_Waiting]] = {}
+        self._asked_at: dict[int, float] = {}
+        """When each question went to another node; this node's own are always answered or dropped."""
         self._remote: dict[int, _Remote] = {}
         self._numbers = count(first_request)
         self._arrivals = count()
@@ -167,13 +176,15 @@ class Reads:
             request = next(self._numbers)
             if self._host.send(leader, frames.READ_INDEX, frames.encode_read(request, confirm=confirm)):
                 self._asked[request] = batch
+                self._asked_at[request] = self._host.clock()
             else:
                 self._asking += batch
 
     def ask_again(self) -> None:
         """The leader or the link to it changed: answers may be lost."""
-        for request in [r for r in self._asked if r not in self._remote]:
+        for request in list(self._asked):
             self._asking += self._asked.pop(request)
+        self._asked_at.clear()
         self._host.flush_soon()
 
     # --- answers ---
@@ -215,6 +226,7 @@ class Reads:
     def answer_received(self, payload: bytes) -> None:
         """The leader named an index, or said that it does not lead."""
         request, index = frames.decode_read_reply(payload)
+        self._asked_at.pop(request, None)
         batch = self._asked.pop(request, None)
         if batch is None:
             return
@@ -247,6 +259,9 @@ class Reads:
 
     def expire(self, now: float) -> None:
         """Refuse whoever ran out of time; called a few times a second."""
+        for request in [r for r, asked_at in self._asked_at.items() if now >= asked_at + ASK_AGAIN_S]:
+            del self._asked_at[request]
+            self._asking += self._asked.pop(request, [])
         late = [w for w in self._asking if now >= min(w.received + self._leader_wait_s, w.deadline)]
         if late:
             self._asking = [w for w in self._asking if now < min(w.received + self._leader_wait_s, w.deadline)]

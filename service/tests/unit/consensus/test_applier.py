@@ -153,3 +153,18 @@ def test_durable_index_moves_to_what_was_applied_when_the_flush_began():
 
     assert FLUSH_ENTRIES + 10 == state.applied_index
     assert FLUSH_ENTRIES == applier.durable_index
+
+
+def test_halt_leaves_the_rest_of_a_replay_alone():
+    """Storage closes under a replay that is under way: what was booked must not touch it any more."""
+    loop, state, applier, _ = build()
+    applier.add(batch(1, 3))
+    applier.add(batch(4, 5))
+    applier.pump()
+    applier.halt()
+    loop.turn()
+    applier.add(batch(6, 6))
+    applier.pump()
+
+    assert [(1, 3)] == state.groups
+    assert [] == loop.booked

@@ -31,6 +31,7 @@ class FakeHost:
     leader: int | None = None
     may_serve = False
     applied_index = 0
+    now = 0.0
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -47,6 +48,9 @@ class FakeHost:
 
     def flush_soon(self) -> None:
         pass
+
+    def clock(self) -> float:
+        return self.now
 
     def unavailable(self, why: str) -> Refusal:
         return Refusal(ErrorCode.UNAVAILABLE, why)
@@ -132,6 +136,21 @@ def test_lost_answer_is_asked_again_after_a_new_link():
     reads.answer_received(b"".join(frames.encode_read_reply(first, 0)))
     assert {None} == told(readers)
     reads.answer_received(b"".join(frames.encode_read_reply(second, 0)))
+
+    assert {"served"} == told(readers)
+
+
+def test_lost_answer_on_a_standing_link_is_asked_again():
+    """The answer travels on the leader's own link, which may break alone."""
+    host, reads = build()
+    host.leader = 1
+    readers = ask(reads, 1)
+    reads.expire(0.4)
+    reads.flush()
+    assert 1 == len(host.sent)
+    reads.expire(0.5)
+    reads.flush()
+    reads.answer_received(b"".join(frames.encode_read_reply(frames.decode_read(host.sent[1][2])[0], 0)))
 
     assert {"served"} == told(readers)
 
