@@ -1,0 +1,89 @@
+"""The manager's own driving: time on a slow loop, and the end of a process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
+from kvorum.core.cluster import Configuration, Member
+from kvorum.statemachine.executor import KvStoreExecutor
+from kvorum.storage.memory_engine import MemoryEngine
+from kvorum.storage.wal.memory_log import MemoryLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class SlowLoop:
+    """A loop on which every turn takes a while; timers that are due run in the next turn."""
+
+    def __init__(self, turn_s: float) -> None:
+        self.now = 0.0
+        self.turn_s = turn_s
+        self.booked: list[tuple[float, Callable[[], None]]] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.booked.append((self.now, callback))
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self.booked.append((self.now + delay_s, callback))
+
+    def turn(self) -> None:
+        """Run what is due."""
+        self.now += self.turn_s
+        due = [callback for when, callback in self.booked if when <= self.now]
+        self.booked = [(when, callback) for when, callback in self.booked if when > self.now]
+        for callback in due:
+            callback()
+
+
+def build(loop: SlowLoop) -> ConsensusManager:
+    """A cluster of one on memory."""
+    return ConsensusManager(
+        ManagerSettings(node_id=0, configuration=Configuration.of([Member(0, "node:9090", "")])),
+        Surroundings(
+            loop=loop,
+            clock=lambda: loop.now,
+            wall_ms=lambda: int(loop.now * 1000),
+            randomness=random.Random(1),
+            log=MemoryLog(loop.call_later),
+            links=None,
+            state=KvStoreExecutor(MemoryEngine()),
+            flush=loop.call_soon,
+            incarnation=1,
+            cluster_id=None,
+            on_born=lambda _: None,
+            on_refused=lambda _: None,
+            logger=structlog.get_logger(),
+        ),
+    )
+
+
+def test_time_goes_on_where_every_turn_of_the_loop_is_slow():
+    """A stall postpones one tick; a loop that is slow for good still elects and sends heartbeats."""
+    loop = SlowLoop(0.3)
+    subject = build(loop)
+    subject.start()
+    for _ in range(40):
+        loop.turn()
+
+    assert subject.may_serve
+
+
+def test_stop_leaves_nothing_that_touches_the_storage_later():
+    """Storage closes right after: neither ticks nor the rest of a replay may run into it."""
+    loop = SlowLoop(0.02)
+    subject = build(loop)
+    subject.start()
+    for _ in range(100):
+        loop.turn()
+    assert subject.may_serve
+    asyncio.run(subject.stop(0.0))
+    for _ in range(5):
+        loop.turn()
+
+    assert [] == loop.booked
