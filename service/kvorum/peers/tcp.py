@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvorum.core.errors import StartupError
 from kvorum.peers.connection import AcceptedConnection
@@ -15,7 +15,7 @@ from kvorum.peers.quiet_log import QuietLog
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from kvorum.core.ids import NodeId
     from kvorum.core.ports import Greeting, PeerHandler
@@ -95,13 +95,26 @@ class TcpPeerLinks:
         self._log = QuietLog(self._node_id, self._loop.time)
         self._listener = _listen(self._listen_port)
         self.port = self._listener.getsockname()[1]
-        self._tasks.append(self._loop.create_task(self._serve(), name="peers-listen"))
+        self._begin(self._serve(), "peers-listen")
         for peer in self._endpoints:
             if peer != self._node_id:
                 link = OutgoingLink(peer, self._endpoints, handler, self._chance, self._log)
                 self._links[peer] = link
-                self._tasks.append(self._loop.create_task(link.run(), name=f"peers-dial-{peer}"))
+                self._begin(link.run(), f"peers-dial-{peer}")
         self._tick = self._loop.call_later(TICK_S, self._ticked)
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=name)
+        task.add_done_callback(self._task_ended)
+        self._tasks.append(task)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A task that failed must not fail in silence: its link would stay dead for ever (catalogue bug 79)."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._loop.call_exception_handler(
+                {"message": f"{task.get_name()} failed", "exception": error, "task": task}
+            )
 
     def send(self, peer: NodeId, kind: int, parts: Sequence[bytes], *, urgent: bool = False) -> bool:
         """See `core.ports.PeerLinks.send`; False for a node that is no peer, too."""
