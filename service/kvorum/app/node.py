@@ -1,8 +1,9 @@
 """
 One node, put together: every adapter is handed to its port here, and nowhere else.
 
-Order of start: data directory, storage, log, then the client port and HTTP, then links and consensus. A client that is
-accepted is served: it waits for a leader inside its deadline. Order of stop: unready, client port, consensus, storage.
+Order of start: data directory, storage, log, then HTTP, then links and consensus, then the client port. A client that
+is accepted is served: it waits for a leader inside its deadline. Order of stop: unready, client port, consensus,
+storage.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 
 STOP_GRACE_S = 5.0
 """How long a stopping node answers what is under way: well inside Kubernetes' default grace of 30 s."""
+
+
+ALONE_WAIT_S = 2.0
+ALONE_POLL_S = 0.005
+"""How long, and how often, a standalone node looks for its own election before it listens."""
 
 
 def first_configuration(settings: Settings) -> Configuration:
@@ -130,8 +136,6 @@ class Node:
         Raises:
             StartupError: A port is taken, or the directory does not fit the cluster.
         """
-        # Ports first: a node that cannot have them must not take part for a moment.
-        await self.server.start()
         if self.settings.http_port is not None:
             # Imported late: a standalone node without HTTP must not pay for it.
             from kvorum.observe.http import ObserveServer  # noqa: PLC0415
@@ -147,6 +151,12 @@ class Node:
             )
             await self.http.start()
         self.consensus.start()
+        if self.links is None:
+            # A cluster of one elects itself in a moment; whoever is accepted is served at once (contract section 11).
+            end = self._loop.time() + ALONE_WAIT_S
+            while not self.consensus.may_serve and self._loop.time() < end:  # noqa: ASYNC110
+                await asyncio.sleep(ALONE_POLL_S)
+        await self.server.start()
 
     async def stop(self) -> None:
         """Finish what is under way within the grace, then close everything; durable state needs no flush."""

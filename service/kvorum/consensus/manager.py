@@ -66,8 +66,8 @@ UNCOMMITTED_BYTES_ROOM: Final = UNCOMMITTED_BYTES_MAX // 4
 EXPIRY_TICKS: Final = 5
 """Deadlines are looked at every fifth tick, 100 ms: inside the slack of contract section 1.3."""
 
-_BIRTH_TERM: Final = 1
-_ZERO_ID: Final = bytes(16)
+HUNG_SYNC_TIMEOUTS: Final = 2
+"""Election timeouts that one sync of the log may take before this node falls silent, so that the others elect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,9 @@ class ConsensusManager:
         self._stopped = False
         self._leaving = False
         self.has_space = True
+        self.log_hangs = False
+        self._appended: Ticket = 0
+        self._undurable_since: float | None = None
         self.cluster_id = around.cluster_id
         self.contacts = Contacts(self.node_id, self._started, node_timeout_s=settings.node_timeout_s)
         prefix = TAG.pack(around.incarnation, self._nonce, 0)[:16]
@@ -233,14 +236,19 @@ class ConsensusManager:
         return self.machine.term if self.machine else 0
 
     @property
+    def speaks(self) -> bool:
+        """False while the log cannot be written: this node is then silent and deaf, like a paused one."""
+        return self.has_space and not self.log_hangs
+
+    @property
     def leader(self) -> NodeId | None:
         """Known leader of the current term, or None; None also while this node may not speak (disk full)."""
-        return self.machine.leader if self.machine and self.has_space else None
+        return self.machine.leader if self.machine and self.speaks else None
 
     @property
     def is_leader(self) -> bool:
         """Whether this node leads, as far as it knows."""
-        return self.machine is not None and self.machine.role == Role.LEADER and self.has_space
+        return self.machine is not None and self.machine.role == Role.LEADER and self.speaks
 
     @property
     def may_serve(self) -> bool:
@@ -301,6 +309,8 @@ class ConsensusManager:
     def unavailable(self, why: str) -> Refusal:
         """An UNAVAILABLE refusal that carries the leader, if one is known."""
         hint = self.leader_hint()
+        if self.log_hangs:
+            why = "the disk of this node does not answer; use another node"
         if not self.has_space:
             why = "the disk of this node is full; free space or use another node"
         if hint is None:
@@ -354,7 +364,7 @@ class ConsensusManager:
             ("member", machine is not None and member is not None and member.voter),
             ("leader", self._knows_live_leader()),
             ("caught_up", caught_up),
-            ("log_writable", self.has_space),
+            ("log_writable", self.speaks),
             ("serving", not (self._stopping or self._leaving)),
         ]
 
@@ -406,6 +416,11 @@ class ConsensusManager:
         if ticket <= 0:
             return
         self._durable = ticket
+        self._undurable_since = None if ticket == self._appended else self.clock()
+        if self.log_hangs:
+            self.log_hangs = False
+            self._logger.info("the log syncs again: taking part once more")
+            self._speaks_again()
         if self._held:
             self._release(ticket)
         self.feed(Persisted(ticket))
@@ -424,11 +439,14 @@ class ConsensusManager:
         self.has_space = has_space
         if has_space:
             self._logger.info("disk has space again: taking part once more")
-            # What was said meanwhile did not leave or was not heard; the leader may still be the same.
-            self.proposals.leadership_changed()
-            self.reads.ask_again()
+            self._speaks_again()
         else:
             self._logger.error("disk full: this node votes and appends nothing until there is space")
+
+    def _speaks_again(self) -> None:
+        """What was said meanwhile did not leave or was not heard; the leader may still be the same."""
+        self.proposals.leadership_changed()
+        self.reads.ask_again()
 
     # --- effects out ---
 
@@ -440,6 +458,9 @@ class ConsensusManager:
             else:
                 self._held.append(effect)  # type: ignore[arg-type]
         elif isinstance(effect, Persist):
+            if self._undurable_since is None:
+                self._undurable_since = self.clock()
+            self._appended = effect.ticket
             self._log.append(effect.ticket + self._ticket_base, effect.hard_state, effect.batch)
         elif isinstance(effect, Apply):
             self.applier.add(effect.batch)
@@ -454,7 +475,7 @@ class ConsensusManager:
     def _transmit(self, send: Send) -> None:
         assert self.machine is not None
         assert self._links is not None, "a cluster of one sends nothing"
-        if self.has_space:
+        if self.speaks:
             self._links.send(send.to, frames.MACHINE, self.machine.encode(send.message), urgent=send.urgent)
 
     def _leadership_changed(self, change: LeadershipChanged) -> None:
@@ -494,7 +515,7 @@ class ConsensusManager:
 
     def send(self, peer: NodeId, kind: int, parts: Sequence[bytes]) -> bool:
         """Give one frame to a peer; False if it certainly did not leave."""
-        return self._links is not None and self.has_space and self._links.send(peer, kind, parts)
+        return self._links is not None and self.speaks and self._links.send(peer, kind, parts)
 
     def propose_configuration(self, configuration: Configuration) -> None:
         """Append a configuration entry as the leader; in force from that moment."""
@@ -526,6 +547,14 @@ class ConsensusManager:
     def _schedule_tick(self) -> None:
         self._loop.call_later(TICK_S, self._tick)
 
+    def _watch_log(self, now: float) -> None:
+        """A sync that hangs makes a leader that neither works nor leaves: fall silent, as with a full disk."""
+        since = self._undurable_since
+        bound = HUNG_SYNC_TIMEOUTS * self.settings.timings.election_timeout_s
+        if since is not None and now - since > bound and not self.log_hangs:
+            self.log_hangs = True
+            self._logger.error("a sync of the log hangs: this node takes no part until it ends", seconds=now - since)
+
     def _tick(self) -> None:
         if self._stopped:
             return
@@ -542,7 +571,8 @@ class ConsensusManager:
         self._tick_postponed = False
         self._last_tick = now
         self._ticks += 1
-        if self.machine is not None and self.has_space:
+        self._watch_log(now)
+        if self.machine is not None and self.speaks:
             self.feed(Ticked(now, self._around.randomness.random()))
             self._flush()
         if self._ticks % EXPIRY_TICKS == 0:

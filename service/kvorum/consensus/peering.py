@@ -46,9 +46,13 @@ class Host(Protocol):
     contacts: Contacts
     proposals: Proposals
     reads: Reads
-    has_space: bool
     cluster_id: bytes | None
     node_id: NodeId
+
+    @property
+    def speaks(self) -> bool:
+        """False while the log cannot be written."""
+        ...
 
     @property
     def term(self) -> Term:
@@ -215,7 +219,7 @@ class Peering:
     def frame_received(self, peer: NodeId, incarnation: Incarnation, kind: int, payload: bytes) -> None:
         """One frame from an admitted peer."""
         host = self._host
-        if not host.has_space:
+        if not host.speaks:
             return
         try:
             if kind == frames.REPORT:

@@ -84,9 +84,7 @@ class Entry:
         return f"Entry(index={self.index}, term={self.term}, kind={self.kind}, {len(self.record) - HEADER_BYTES} B)"
 
 
-def create_entries(
-    first: Index, term: Term, kind: int, time_ms: int, payloads: Sequence[bytes]
-) -> list[Entry]:
+def create_entries(first: Index, term: Term, kind: int, time_ms: int, payloads: Sequence[bytes]) -> list[Entry]:
     """`Entry.create` for one payload after the other from index ``first`` on; written out, as it runs per write."""
     prefix_bytes = HEADER_BYTES - LENGTH_BYTES
     return [

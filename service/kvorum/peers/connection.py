@@ -175,9 +175,7 @@ class FramedConnection(asyncio.BufferedProtocol):
             length, kind, flags, crc = _unpack_header(view, at)
             wanted = FRAME_HEADER_BYTES + length
             if length > PEER_FRAME_BYTES_MAX or flags:
-                msg = (
-                    f"frame of kind {kind}, flags {flags}, {length} bytes; at most {PEER_FRAME_BYTES_MAX} are taken"
-                )
+                msg = f"frame of kind {kind}, flags {flags}, {length} bytes; at most {PEER_FRAME_BYTES_MAX} are taken"
                 raise RemoteError(msg)
             following = at + wanted
             if following > end:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _MEBIBYTE: Final = 1024 * 1024
 _CACHE_HITS: Final = re.compile(r"^rocksdb\.block\.cache\.hit COUNT : (\d+)", re.MULTILINE)
 _CACHE_MISSES: Final = re.compile(r"^rocksdb\.block\.cache\.miss COUNT : (\d+)", re.MULTILINE)
+_MEMTABLE_BLOOM_RATIO: Final = 0.1
+"""Share of a memtable's memory for its bloom filter."""
+
 _INFO_LOG_FILES_MAX: Final = 2
 _INFO_LOG_BYTES_MAX: Final = 4 * _MEBIBYTE
 
@@ -71,6 +74,9 @@ def _options(tuning: EngineTuning) -> Options:
     options.set_write_buffer_size(tuning.write_buffer_size_mb * _MEBIBYTE)
     options.set_max_write_buffer_number(tuning.max_write_buffer_number)
     options.set_compression_type(DBCompressionType.lz4() if tuning.compression else DBCompressionType.none())
+    # A bloom filter per memtable: a get of a key that is not in one skips its search (4.6 to 3.6 us per get).
+    options.set_memtable_whole_key_filtering(True)
+    options.set_memtable_prefix_bloom_ratio(_MEMTABLE_BLOOM_RATIO)
     # Background writes reach the disk in small steps, so that a flush does not make the log's fdatasync wait for it.
     options.set_bytes_per_sync(_MEBIBYTE)
     table = BlockBasedOptions()

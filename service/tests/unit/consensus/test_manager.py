@@ -41,7 +41,7 @@ class SlowLoop:
             callback()
 
 
-def build(loop: SlowLoop) -> ConsensusManager:
+def build(loop: SlowLoop, log: MemoryLog | None = None) -> ConsensusManager:
     """A cluster of one on memory."""
     return ConsensusManager(
         ManagerSettings(node_id=0, configuration=Configuration.of([Member(0, "node:9090", "")])),
@@ -50,7 +50,7 @@ def build(loop: SlowLoop) -> ConsensusManager:
             clock=lambda: loop.now,
             wall_ms=lambda: int(loop.now * 1000),
             randomness=random.Random(1),
-            log=MemoryLog(loop.call_later),
+            log=log or MemoryLog(loop.call_later),
             links=None,
             state=KvStoreExecutor(MemoryEngine()),
             flush=loop.call_soon,
@@ -87,3 +87,57 @@ def test_stop_leaves_nothing_that_touches_the_storage_later():
         loop.turn()
 
     assert [] == loop.booked
+
+
+class HangingLog(MemoryLog):
+    """A disk that, from some moment on, does not answer."""
+
+    hangs = False
+
+    def append(self, *arguments: object) -> None:
+        """Keep what is appended while the disk hangs."""
+        if self.hangs:
+            self.kept.append(arguments)
+        else:
+            super().append(*arguments)
+
+    def recover(self) -> None:
+        """The disk answers again."""
+        self.hangs = False
+        for arguments in self.kept:
+            super().append(*arguments)
+
+
+class Waiter:
+    told = False
+
+    def decided(self, *_: object) -> None:
+        self.told = True
+
+
+def test_a_sync_that_hangs_silences_the_node_until_it_ends():
+    """A leader whose disk does not answer neither works nor leaves; silent, it lets the others elect."""
+    loop = SlowLoop(0.02)
+    log = HangingLog(loop.call_later)
+    log.kept = []
+    subject = build(loop, log)
+    subject.start()
+    for _ in range(100):
+        loop.turn()
+    assert subject.is_leader
+    log.hangs = True
+    waiter = Waiter()
+    subject.propose(b"\x01\x00\x00\x00\x00\x01kv", waiter, loop.now, loop.now + 60)
+    for _ in range(90):
+        loop.turn()
+    assert subject.is_leader, "a slow disk is not a dead one"
+    for _ in range(20):
+        loop.turn()
+    assert not subject.is_leader
+    assert ("log_writable", False) in subject.readiness()
+    log.recover()
+    for _ in range(20):
+        loop.turn()
+
+    assert subject.is_leader
+    assert waiter.told
