@@ -40,6 +40,8 @@ class EntryKind:
     """The empty entry with which a leader opens its term."""
     CONFIGURATION: Final = 3
     """A cluster configuration (`core.cluster`)."""
+    MAINTENANCE: Final = 4
+    """Watermark and session bounds, proposed by the leader (`core.maintenance`)."""
     HARD_STATE: Final = 16
     """Term and vote; a record of the log stream on disk, never sent."""
     BASE: Final = 17

@@ -93,7 +93,59 @@ class PeerReset:
     reachable: bool
 
 
-Event: TypeAlias = Ticked | Received | Proposed | ReadAsked | Persisted | AppliedUpTo | PeerReset
+@dataclass(frozen=True, slots=True)
+class TransferAsked:
+    """
+    Hand leadership to ``target``, or to the most up-to-date voter (dissertation 3.10).
+
+    Only for a leader. It takes no proposals until the other leads or an election timeout has passed.
+    """
+
+    target: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogCut:
+    """Entries up to ``index`` leave the log; the state machine holds them durably. Followers behind get a snapshot."""
+
+    index: Index
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSent:
+    """The state stream that `SendSnapshot` asked for is over; ``index`` is what it held, 0 if it failed."""
+
+    peer: NodeId
+    index: Index
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInstalled:
+    """
+    State machine and log were replaced by a snapshot that `Machine.accepts_snapshot` had allowed.
+
+    The log is empty behind (``index``, ``term``); all of it is durable, and so is the hard state of the moment.
+    """
+
+    index: Index
+    term: Term
+    configuration_index: Index
+    configuration: Configuration
+
+
+Event: TypeAlias = (
+    Ticked
+    | Received
+    | Proposed
+    | ReadAsked
+    | Persisted
+    | AppliedUpTo
+    | PeerReset
+    | TransferAsked
+    | LogCut
+    | SnapshotSent
+    | SnapshotInstalled
+)
 
 
 # --- effects: orders, to be carried out in the order given ---
@@ -155,7 +207,18 @@ class LeadershipChanged:
     reason: str
 
 
-Effect: TypeAlias = Persist | Send | Apply | ServeReads | DropReads | LeadershipChanged
+@dataclass(frozen=True, slots=True)
+class SendSnapshot:
+    """
+    This follower needs entries that are gone: offer it a stream of the state, and report `SnapshotSent` at its end.
+
+    Until then it gets heartbeats only.
+    """
+
+    to: NodeId
+
+
+Effect: TypeAlias = Persist | Send | Apply | ServeReads | DropReads | LeadershipChanged | SendSnapshot
 
 
 class Machine(Protocol):
@@ -211,6 +274,45 @@ class Machine(Protocol):
 
     def decode(self, payload: bytes) -> Any:
         """Inverse of `encode`. Raises `core.errors.RemoteError` on anything it would not have written."""
+        ...
+
+    @property
+    def base_index(self) -> Index:
+        """Index before the first entry of the log."""
+        ...
+
+    @property
+    def transferring_to(self) -> NodeId | None:
+        """Whom this leader hands over to; it must be given no proposals meanwhile."""
+        ...
+
+    def change_refused(self) -> str | None:
+        """
+        Why the configuration cannot change now, None if it can.
+
+        One change at a time, only by a leader whose no-op has committed and that does not hand over (Ongaro 2015;
+        catalogue bugs 41 and 42). The next configuration differs by one voter at most.
+        """
+        ...
+
+    def matches(self) -> dict[NodeId, Index]:
+        """Leader: per other member, the index up to which its log is known to be durable and equal; else empty."""
+        ...
+
+    def term_at(self, index: Index) -> Term:
+        """Term of an entry of the log or of its base; -1 for an index it does not hold."""
+        ...
+
+    def configuration_at(self, index: Index) -> tuple[Index, Configuration]:
+        """The newest configuration at or below a committed index, with the index of its entry."""
+        ...
+
+    def accepts_snapshot(self, index: Index, term: Term) -> bool:
+        """
+        Whether a snapshot that ends at this entry would help, and would lose nothing this node has acknowledged.
+
+        So: it lies beyond the commit index, and the log does not hold that very entry (catalogue bugs 51 and 52).
+        """
         ...
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from kvorum.core.cluster import Configuration
     from kvorum.core.entries import Entry, EntryBatch, HardState
@@ -141,6 +141,15 @@ class Log(Protocol):
         """Durable entries from ``first`` to at most ``last``, at least one, then until ``bytes_max`` is passed."""
         ...
 
+    def reset(self, ticket: Ticket, hard_state: HardState, index: Index, term: Term, configuration: Entry) -> None:
+        """
+        Queue the install of a snapshot: forget every entry, go on behind the base (``index``, ``term``).
+
+        One group of the stream (docs/formats/log.md section 2.5); durable like an append, under the same tickets.
+        ``configuration`` is the CONFIGURATION entry in force at the base.
+        """
+        ...
+
     def note_committed(self, index: Index) -> None:
         """Say what is committed: which configuration the next segment's head may treat as final. Costs nothing."""
         ...
@@ -207,12 +216,34 @@ class PeerHandler(Protocol):
         """One frame from an admitted peer."""
         ...
 
+    def serve_stream(self, peer: NodeId, incarnation: Incarnation, request: bytes) -> AsyncIterator[bytes]:
+        """
+        Answer an admitted peer's `PeerLinks.fetch`: items of at most about 256 KiB, drawn as the peer takes them.
+
+        Raises:
+            RemoteError: Not now, or not a request; the text travels to the peer.
+        """
+        ...
+
 
 class PeerLinks(Protocol):
     """One outgoing connection per peer, dialled for ever with jitter; names are resolved at every dial."""
 
     def start(self, handler: PeerHandler) -> None:
         """Listen and dial."""
+        ...
+
+    def set_peers(self, endpoints: Mapping[NodeId, str]) -> None:
+        """Who the peers are from now on: new ones are dialled, links to others are closed. May be called any time."""
+        ...
+
+    def fetch(self, peer: NodeId, request: bytes) -> AsyncIterator[bytes]:
+        """
+        Ask a peer for a stream over a connection of its own; the peer's `PeerHandler.serve_stream` answers.
+
+        Raises:
+            RemoteError: Refused (with the peer's reason), unreachable, broken, or silent for too long.
+        """
         ...
 
     def send(self, peer: NodeId, kind: int, parts: Sequence[bytes], *, urgent: bool = False) -> bool:
