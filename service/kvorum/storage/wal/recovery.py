@@ -29,12 +29,14 @@ from kvorum.storage.wal.layout import (
 )
 from kvorum.storage.wal.segments import WAY_OUT, Segment, SegmentIndex
 from kvorum.storage.wal.stream import StreamState, read_head
+from kvorum.storage.wal.system import REAL
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from kvorum.core.ids import Index
     from kvorum.storage.wal.layout import RecordAt
+    from kvorum.storage.wal.system import SystemCalls
 
 
 @dataclass(slots=True)
@@ -79,30 +81,31 @@ def corrupt(path: Path, offset: int, reason: str) -> StorageFailedError:
     return StorageFailedError(f"the consensus log is damaged: {path} at offset {offset}: {reason}; {WAY_OUT}")
 
 
-def list_segments(directory: Path) -> list[tuple[int, Path]]:
+def list_segments(directory: Path, system: SystemCalls = REAL) -> list[tuple[int, Path]]:
     """Segment files of a directory, ascending."""
-    return sorted((number, path) for path in directory.iterdir() if (number := segment_number(path)) is not None)
+    paths = system.list_directory(directory)
+    return sorted((number, path) for path in paths if (number := segment_number(path)) is not None)
 
 
-def recover(directory: Path) -> Recovery:
+def recover(directory: Path, system: SystemCalls = REAL) -> Recovery:
     """
     Read a whole log directory.
 
     Raises:
         StorageFailedError: It is damaged in a way that may have cost acknowledged entries, or of another version.
     """
-    recovery = Recovery()
+    recovery = Recovery(index=SegmentIndex(system))
     try:
-        recovery.files = [_look_at(path, number) for number, path in list_segments(directory)]
-        _Reader(recovery).run()
+        recovery.files = [_look_at(path, number, system) for number, path in list_segments(directory, system)]
+        _Reader(recovery, system).run()
     except OSError as error:
         msg = f"cannot read the consensus log in {directory}: {error}; {WAY_OUT}"
         raise StorageFailedError(msg) from error
     return recovery
 
 
-def _look_at(path: Path, number: int) -> SegmentFile:
-    data = path.read_bytes()
+def _look_at(path: Path, number: int, system: SystemCalls) -> SegmentFile:
+    data = system.read_file(path)
     file = SegmentFile(path, number, decode_file_header(data[:FILE_HEADER_BYTES]))
     file.blank = is_zero_from(data, FILE_HEADER_BYTES)
     if file.header is None:
@@ -123,8 +126,9 @@ def _look_at(path: Path, number: int) -> SegmentFile:
 class _Reader:
     """One pass over the good segments of a directory, always one group behind, to stop before the last."""
 
-    def __init__(self, recovery: Recovery) -> None:
+    def __init__(self, recovery: Recovery, system: SystemCalls) -> None:
         self._recovery = recovery
+        self._read_file = system.read_file
         self._state = recovery.state
         self._index = recovery.index
         self._expected = 0
@@ -149,7 +153,7 @@ class _Reader:
             assert file.head is not None
             if bound is not None and file.head.sequence >= bound:
                 continue
-            data = file.path.read_bytes()
+            data = self._read_file(file.path)
             flaw = self._read_groups(file, data, bound)
             if bound is not None and self._expected < bound:
                 raise self._gap(position, flaw, bound)
@@ -167,7 +171,7 @@ class _Reader:
                 continue
             if file.header is None:
                 raise corrupt(file.path, 0, "the file header is damaged")
-            data = file.path.read_bytes()
+            data = self._read_file(file.path)
             behind = find_group(data, FILE_HEADER_BYTES, file.header.salt, 1)
             if behind:
                 reason = f"the segment's head is damaged, but group {behind.sequence} behind it is intact"
@@ -224,7 +228,7 @@ class _Reader:
             if later.blank:
                 continue
             assert later.header is not None
-            content = later.path.read_bytes()
+            content = self._read_file(later.path)
             behind = find_group(content, FILE_HEADER_BYTES, later.header.salt, self._expected)
             if behind:
                 reason = f"the segment's head is damaged, but group {behind.sequence} behind it is intact"

@@ -118,7 +118,7 @@ class SegmentedLog:
         Durable:
             Everything `recovered` says: the last good group was written again and synced.
         """
-        recovery = recover(directory)
+        recovery = recover(directory, system)
         try:
             writer = _take_over(directory, recovery, segment_bytes, system)
         except OSError as error:
@@ -212,16 +212,20 @@ class SegmentedLog:
     def _run(self) -> None:
         try:
             while (first := self._next()) is not None:
-                if isinstance(first, list):
-                    self._delete(first)
-                else:
-                    self._commit(self._collect(first))
+                self._work(first)
         except _StoppedWhileFullError:
             return
         except StorageFailedError as error:
             self._end(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, a log that stopped must stop the node
             self._end(StorageFailedError(f"the log in {self._directory} stopped: {type(error).__name__}: {error}"))
+
+    def _work(self, first: _Append | list[Segment]) -> None:
+        """One round of the thread: delete what was dropped, or commit one group."""
+        if isinstance(first, list):
+            self._delete(first)
+        else:
+            self._commit(self._collect(first))
 
     def _end(self, error: StorageFailedError) -> None:
         self._error = error
@@ -329,7 +333,7 @@ class SegmentedLog:
     def _delete(self, segments: list[Segment]) -> None:
         try:
             for segment in segments:
-                segment.path.unlink()
+                self._system.unlink(segment.path)
             self._system.sync_directory(self._directory)
         except OSError as error:
             msg = f"cannot delete old segments in {self._directory}: {error}; check the disk, then start the node again"
@@ -356,7 +360,7 @@ def _take_over(directory: Path, recovery: Recovery, segment_bytes: int, system: 
     That group may stand in the page cache only, left there by an fsync that failed in the last life. In the new file
     it has the same sequence, which makes void the old copy and any torn bytes behind it, whatever becomes of them.
     """
-    number = max((number for number, _ in list_segments(directory)), default=0) + 1
+    number = max((number for number, _ in list_segments(directory, system)), default=0) + 1
     parts = [*(recovery.last_head or recovery.state.head()), recovery.last_body]
     size = sum(map(len, parts))
     writer = SegmentWriter(directory, segment_bytes, max(recovery.last_sequence, 1), system)
@@ -371,14 +375,9 @@ def _take_over(directory: Path, recovery: Recovery, segment_bytes: int, system: 
     # Safety: only now, with its successor durable, may anything old go (test_recovery_interrupted_anywhere_recovers).
     for file in recovery.files:
         if not file.kept_end:
-            file.path.unlink()
-        elif file.path.stat().st_size > file.kept_end:
+            system.unlink(file.path)
+        elif system.file_size(file.path) > file.kept_end:
             # Also gives back what was preallocated, or a crash loop would fill the disk with empty segments.
-            _truncate(file.path, file.kept_end)
+            system.truncate(file.path, file.kept_end)
     system.sync_directory(directory)
     return writer
-
-
-def _truncate(path: Path, size: int) -> None:
-    with path.open("r+b") as file:
-        file.truncate(size)

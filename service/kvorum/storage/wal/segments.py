@@ -6,7 +6,6 @@ Used on the loop only. Knows durable groups and nothing else; who writes them is
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Final
 from kvorum.core.entries import Entry, EntryKind, parse_records
 from kvorum.core.errors import StorageFailedError
 from kvorum.storage.wal.layout import Flaw, group_at
+from kvorum.storage.wal.system import REAL
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from kvorum.core.ids import Index
+    from kvorum.storage.wal.system import SystemCalls
 
 WAY_OUT: Final = (
     "rebuild this member from its peers; until then the others carry on, and an empty directory may not take its seat"
@@ -51,7 +52,8 @@ class SegmentIndex:
     always leads to its newest entry.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, system: SystemCalls = REAL) -> None:
+        self._system = system
         self.first_index: Index = 1
         """Lowest index that can be read."""
         self.last_index: Index = 0
@@ -161,9 +163,9 @@ class SegmentIndex:
             descriptor = self._open.get(segment.number)
             if descriptor is None:
                 if len(self._open) >= OPEN_FILES_MAX:
-                    os.close(self._open.pop(next(iter(self._open))))
-                descriptor = self._open[segment.number] = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(descriptor, end - offset, offset)
+                    self._system.close(self._open.pop(next(iter(self._open))))
+                descriptor = self._open[segment.number] = self._system.open_to_read(segment.path)
+            return self._system.read(descriptor, end - offset, offset)
         except OSError as error:
             msg = f"cannot read {segment.path} at offset {offset}: {error}; {WAY_OUT}"
             raise StorageFailedError(msg) from error
@@ -182,11 +184,11 @@ class SegmentIndex:
             # Everything below the first anchor lay in what was dropped.
             self.first_index = max(self.first_index, self._indexes[0] if self._indexes else self.last_index + 1)
             for number in gone & self._open.keys():
-                os.close(self._open.pop(number))
+                self._system.close(self._open.pop(number))
         return dropped
 
     def close(self) -> None:
         """Close the files."""
         for descriptor in self._open.values():
-            os.close(descriptor)
+            self._system.close(descriptor)
         self._open.clear()

@@ -7,8 +7,6 @@ Every `OSError` leaves the writer as it was, so that the same group can be tried
 from __future__ import annotations
 
 import errno
-import os
-import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -84,8 +82,8 @@ class SegmentWriter:
         """
         path = self._directory / segment_name(number)
         size = max(self._segment_bytes, FILE_HEADER_BYTES + FRAME_BYTES + body_bytes)
-        salt = secrets.randbelow(2**32 - 1) + 1
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        salt = self._system.draw_salt()
+        descriptor = self._system.create(path)
         try:
             self._system.allocate(descriptor, 0, size)
             self._system.write(descriptor, [encode_file_header(number, salt)], 0)
@@ -93,8 +91,8 @@ class SegmentWriter:
                 self._system.sync_file(descriptor)
                 self._system.sync_directory(self._directory)
         except BaseException:
-            os.close(descriptor)
-            path.unlink()
+            self._system.close(descriptor)
+            self._system.unlink(path)
             raise
         self.close()
         self._descriptor = descriptor
@@ -154,5 +152,5 @@ class SegmentWriter:
     def close(self) -> None:
         """Close the active segment."""
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            self._system.close(self._descriptor)
             self._descriptor = -1
