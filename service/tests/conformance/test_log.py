@@ -167,3 +167,38 @@ def test_log_stop_makes_durable_what_is_queued(driver: LogDriver) -> None:
 
     assert driver.restart().log.recovered.last_index == 20
     assert driver.durable[-1] == 20
+
+
+def test_log_reset_forgets_entries_and_goes_on_behind_the_base(driver: LogDriver) -> None:
+    """After an install the log begins behind the snapshot, in this life and in the next, and the vote is kept."""
+    configured = entry(900, 7, CONFIGURATION.encode(), EntryKind.CONFIGURATION)
+    driver.log.append(1, HardState(3, 1), EntryBatch([entry(index) for index in range(1, 8)]))
+    driver.log.reset(2, HardState(8, 2), 1000, 7, configured)
+    driver.log.append(3, None, EntryBatch([entry(1001, 8), entry(1002, 8)]))
+    driver.wait(3)
+
+    assert [found.index for found in driver.log.read(1001, 1002, 10**6)] == [1001, 1002]
+
+    recovered = driver.restart().log.recovered
+
+    assert (recovered.base_index, recovered.base_term, recovered.last_index) == (1000, 7, 1002)
+    assert recovered.terms == ((1001, 8),)
+    assert recovered.hard_state == HardState(8, 2)
+    assert recovered.configurations == ((900, CONFIGURATION),)
+
+
+def test_log_reset_then_drop_keeps_what_follows(driver: LogDriver) -> None:
+    """What an install made void can be dropped at once, and nothing behind the base goes with it."""
+    configured = entry(900, 7, CONFIGURATION.encode(), EntryKind.CONFIGURATION)
+    for index in range(1, 50):
+        driver.log.append(index, None, EntryBatch([entry(index, payload=bytes(1000))]))
+    driver.wait(49)
+    driver.log.reset(50, HardState(8, None), 1000, 7, configured)
+    driver.wait(50)
+    driver.log.drop_before(1001)
+    driver.log.append(51, None, EntryBatch([entry(1001, 8)]))
+    driver.wait(51)
+    again = driver.restart().log
+
+    assert again.recovered.base_index == 1000
+    assert [found.index for found in again.read(1001, 1001, 10**6)] == [1001]

@@ -7,7 +7,7 @@ next group, and a crash keeps only what was durable.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from kvorum.core.cluster import Configuration
 from kvorum.core.entries import EntryKind, HardState
@@ -18,9 +18,20 @@ if TYPE_CHECKING:
 
     from kvorum.core.entries import Entry, EntryBatch
     from kvorum.core.ids import Index, Term, Ticket
+    from kvorum.core.snapshot import Manifest
 
 CallLater: TypeAlias = "Callable[[float, Callable[[], None]], object]"
 _Append: TypeAlias = "tuple[Ticket, HardState | None, EntryBatch | None]"
+
+
+class _Reset(NamedTuple):
+    """A queued install of a snapshot."""
+
+    ticket: Ticket
+    hard_state: HardState
+    base_index: Index
+    base_term: Term
+    configuration: Entry
 
 
 class MemoryLog:
@@ -37,8 +48,8 @@ class MemoryLog:
         """Durable entries from ``base + 1`` on."""
         self._configured: list[Entry] = []
         """The newest configuration among the entries dropped."""
-        self._queued: list[_Append] = []
-        self._syncing: list[_Append] | None = None
+        self._queued: list[_Append | _Reset] = []
+        self._syncing: list[_Append | _Reset] | None = None
         self._full = False
         self._dead = False
         self._groups = 0
@@ -53,6 +64,13 @@ class MemoryLog:
     def append(self, ticket: Ticket, hard_state: HardState | None, batch: EntryBatch | None) -> None:
         """Queue one `machine.Persist`."""
         self._queued.append((ticket, hard_state, batch))
+        self._begin_group()
+
+    def reset(self, ticket: Ticket, hard_state: HardState, index: Index, term: Term, configuration: Entry) -> None:
+        """Queue the install of a snapshot; see `core.ports.Log.reset`. Read nothing until it is reported durable."""
+        assert configuration.kind == EntryKind.CONFIGURATION
+        assert configuration.index <= index, "the configuration in force at the base"
+        self._queued.append(_Reset(ticket, hard_state, index, term, configuration))
         self._begin_group()
 
     def _begin_group(self) -> None:
@@ -70,9 +88,13 @@ class MemoryLog:
         assert self._on_durable is not None
         self._on_durable(group[-1][0])
 
-    def _make_durable(self, group: list[_Append]) -> None:
+    def _make_durable(self, group: list[_Append | _Reset]) -> None:
         self._groups += 1
-        for _, hard_state, batch in group:
+        for item in group:
+            if isinstance(item, _Reset):
+                self._restart(item.hard_state, item.base_index, item.base_term, item.configuration)
+                continue
+            _, hard_state, batch = item
             if hard_state is not None:
                 self._hard_state = hard_state
             if batch is not None:
@@ -80,6 +102,12 @@ class MemoryLog:
                 assert 0 <= kept <= len(self._entries), "a gap in the log"
                 del self._entries[kept:]
                 self._entries += batch.entries
+
+    def _restart(self, hard_state: HardState, index: Index, term: Term, configuration: Entry) -> None:
+        self._hard_state = hard_state
+        self._base_index, self._base_term = index, term
+        self._entries.clear()
+        self._configured = [configuration]
 
     def note_committed(self, index: Index) -> None:
         """Keep every configuration there is; memory has no heads to keep short."""
@@ -128,11 +156,19 @@ class MemoryLog:
             self._make_durable(group)
             self._on_durable(group[-1][0])
 
-    def crash(self, call_later: CallLater | None = None, *, syncing_survives: bool = False) -> MemoryLog:
+    def crash(
+        self,
+        call_later: CallLater | None = None,
+        *,
+        syncing_survives: bool = False,
+        installed: Manifest | None = None,
+    ) -> MemoryLog:
         """
         Kill this log without another callback; returns what the next process finds.
 
         Args:
+            installed: The snapshot its store was installed from, if the log may not follow it yet; see
+                `SegmentedLog.open`.
             call_later: The next process's timer; the same as before by default.
             syncing_survives: The group being synced reached the disk, though nobody was told.
         """
@@ -144,8 +180,10 @@ class MemoryLog:
         found._base_index, found._base_term = self._base_index, self._base_term
         found._entries = self._entries.copy()
         found._configured = self._configured.copy()
+        if installed is not None and found._base_index < installed.index:
+            found._restart(found._hard_state, installed.index, installed.term, installed.configuration)
         found.recovered = _recovered(
-            self._hard_state, found._entries, self._base_index, self._base_term, found._configured
+            found._hard_state, found._entries, found._base_index, found._base_term, found._configured
         )
         return found
 

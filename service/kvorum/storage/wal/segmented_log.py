@@ -15,12 +15,12 @@ from collections import deque
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from kvorum.core.entries import EntryKind
 from kvorum.core.errors import StorageFailedError
 from kvorum.observe.histogram import LatencyHistogram
-from kvorum.storage.wal.layout import FILE_HEADER_BYTES, SEGMENT_BYTES, hard_state_record
+from kvorum.storage.wal.layout import FILE_HEADER_BYTES, SEGMENT_BYTES, base_record, hard_state_record
 from kvorum.storage.wal.recovery import list_segments, recover
 from kvorum.storage.wal.system import REAL
 from kvorum.storage.wal.writer import SegmentWriter
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kvorum.core.entries import Entry, EntryBatch, HardState
-    from kvorum.core.ids import Index, Ticket
+    from kvorum.core.ids import Index, Term, Ticket
+    from kvorum.core.snapshot import Manifest
     from kvorum.storage.wal.recovery import Recovery
     from kvorum.storage.wal.segments import Segment, SegmentIndex
     from kvorum.storage.wal.stream import StreamState
@@ -46,8 +47,32 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _Append: TypeAlias = "tuple[Ticket, HardState | None, EntryBatch | None]"
 _Configurations: TypeAlias = "list[tuple[Index, bytes]]"
-_Placement: TypeAlias = "tuple[Segment, int, int, Index, Index, Index]"
-"""Segment, offset, end, lowest, last and highest index of a durable group."""
+_Placement: TypeAlias = "tuple[Segment, int, int, Index, Index, Index, Index | None]"
+"""Segment, offset, end, lowest, last and highest index of a durable group, and the base if it resets the log."""
+
+
+class _Reset(NamedTuple):
+    """A queued install of a snapshot; always a group of its own, for the BASE must find its head before it."""
+
+    ticket: Ticket
+    hard_state: HardState
+    base_index: Index
+    base_term: Term
+    configuration: Entry
+
+    def records(self) -> list[bytes]:
+        """The group's body, in the form of a head (docs/formats/log.md section 2.5)."""
+        return [
+            hard_state_record(self.hard_state),
+            self.configuration.record,
+            base_record(self.base_index, self.base_term),
+        ]
+
+    def follow(self, state: StreamState) -> None:
+        """What the stream says once the group is durable."""
+        state.restart(self.base_index, self.base_term)
+        state.hard_state = self.hard_state
+        state.configurations = [(self.configuration.index, self.configuration.record)]
 
 
 class SegmentedLog:
@@ -72,13 +97,13 @@ class SegmentedLog:
         self._index: SegmentIndex = recovery.index
         self._committed: Index = 0
         # Loop to thread.
-        self._queue: SimpleQueue[_Append | list[Segment] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Append | _Reset | list[Segment] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         # The thread's own.
         self._writer = writer
         self._state: StreamState = recovery.state
-        self._carried: _Append | list[Segment] | None = None
+        self._carried: _Append | _Reset | list[Segment] | None = None
         # The loop's own.
         self._reported_ticket: Ticket = 0
         self._on_durable: Callable[[Ticket], None] = _nobody_listens
@@ -101,6 +126,7 @@ class SegmentedLog:
         fail: Callable[[StorageFailedError], None],
         segment_bytes: int = SEGMENT_BYTES,
         system: SystemCalls = REAL,
+        installed: Manifest | None = None,
     ) -> SegmentedLog:
         """
         Recover a log directory, or begin a log in an empty one.
@@ -111,6 +137,8 @@ class SegmentedLog:
             fail: Called on the loop with the error after which this process must end, once.
             segment_bytes: Size of a segment file.
             system: The system calls; tests make them fail.
+            installed: The snapshot that the store beside this log was installed from, if a crash may have come between
+                the two: a log that does not reach its base yet is reset to it.
 
         Raises:
             StorageFailedError: The log is damaged or the disk refuses; the text names file, offset and way out.
@@ -121,6 +149,8 @@ class SegmentedLog:
         recovery = recover(directory, system)
         try:
             writer = _take_over(directory, recovery, segment_bytes, system)
+            if installed is not None and recovery.state.base_index < installed.index:
+                _follow_store(recovery, writer, installed)
         except OSError as error:
             msg = f"cannot begin a log segment in {directory}: {error}; free space or make it writable, and start again"
             raise StorageFailedError(msg) from error
@@ -143,6 +173,14 @@ class SegmentedLog:
         if batch is not None:
             batch.block  # noqa: B018 - joined here once, so that the thread finds bytes and never races the loop for it
         self._queue.put((ticket, hard_state, batch))
+
+    def reset(self, ticket: Ticket, hard_state: HardState, index: Index, term: Term, configuration: Entry) -> None:
+        """Queue the install of a snapshot; see `core.ports.Log.reset`. Read nothing until it is reported durable."""
+        if self._error is not None:
+            raise self._error
+        assert configuration.kind == EntryKind.CONFIGURATION
+        assert configuration.index <= index, "the configuration in force at the base"
+        self._queue.put(_Reset(ticket, hard_state, index, term, configuration))
 
     def note_committed(self, index: Index) -> None:
         """Tell the log what is committed: older configurations need not go into the heads of new segments."""
@@ -195,9 +233,11 @@ class SegmentedLog:
         placed, index = self._placed, self._index
         ticket = self._written_ticket
         while placed:
-            segment, offset, end, first, last, highest = placed.popleft()
+            segment, offset, end, first, last, highest, base = placed.popleft()
             if segment is not index.segments[-1]:
                 index.add_segment(segment)
+            if base is not None:
+                index.restart(base)
             index.place(offset, end, first, last, highest)
         if ticket > self._reported_ticket:
             self._reported_ticket = ticket
@@ -220,10 +260,12 @@ class SegmentedLog:
         except Exception as error:  # noqa: BLE001 - whatever it is, a log that stopped must stop the node
             self._end(StorageFailedError(f"the log in {self._directory} stopped: {type(error).__name__}: {error}"))
 
-    def _work(self, first: _Append | list[Segment]) -> None:
+    def _work(self, first: _Append | _Reset | list[Segment]) -> None:
         """One round of the thread: delete what was dropped, or commit one group."""
         if isinstance(first, list):
             self._delete(first)
+        elif isinstance(first, _Reset):
+            self._commit_reset(first)
         else:
             self._commit(self._collect(first))
 
@@ -231,7 +273,7 @@ class SegmentedLog:
         self._error = error
         self._run_on_loop(partial(self._fail, error))
 
-    def _next(self) -> _Append | list[Segment] | None:
+    def _next(self) -> _Append | _Reset | list[Segment] | None:
         carried, self._carried = self._carried, None
         return carried if carried is not None else self._queue.get()
 
@@ -246,7 +288,7 @@ class SegmentedLog:
                 if item is None:
                     self._queue.put(None)
                     break
-                if isinstance(item, list):
+                if isinstance(item, (list, _Reset)):
                     self._carried = item
                     break
                 group.append(item)
@@ -265,17 +307,31 @@ class SegmentedLog:
             if batch is not None:
                 parts.append(batch.block)
         if parts:
-            offset, end = self._write(parts)
-            started = perf_counter()
-            self._writer.sync()
-            self.fsync_histogram.observe(perf_counter() - started)
-            self._writer.advance(end)
-            assert self._writer.segment is not None
-            self._appended_bytes += end - offset
-            self._groups += 1
-            self._placed.append((self._writer.segment, offset, end, *self._take_in(group)))
+            segment, offset, end = self._write_durably(parts)
+            self._placed.append((segment, offset, end, *self._take_in(group), None))
+        self._report_later(group[-1][0])
+
+    def _commit_reset(self, reset: _Reset) -> None:
+        """Write the one group that makes everything before it void."""
+        segment, offset, end = self._write_durably(reset.records())
+        reset.follow(self._state)
+        self._placed.append((segment, offset, end, 0, 0, 0, reset.base_index))
+        self._report_later(reset.ticket)
+
+    def _write_durably(self, parts: list[bytes]) -> tuple[Segment, int, int]:
+        offset, end = self._write(parts)
+        started = perf_counter()
+        self._writer.sync()
+        self.fsync_histogram.observe(perf_counter() - started)
+        self._writer.advance(end)
+        assert self._writer.segment is not None
+        self._appended_bytes += end - offset
+        self._groups += 1
+        return self._writer.segment, offset, end
+
+    def _report_later(self, ticket: Ticket) -> None:
         # Safety: the ticket last, for the loop may read it at any moment (test_segmented_log_sync_failure_is_fatal).
-        self._written_ticket = group[-1][0]
+        self._written_ticket = ticket
         if not self._report_due:
             self._report_due = True
             self._run_on_loop(self._report)
@@ -381,3 +437,24 @@ def _take_over(directory: Path, recovery: Recovery, segment_bytes: int, system: 
             system.truncate(file.path, file.kept_end)
     system.sync_directory(directory)
     return writer
+
+
+def _follow_store(recovery: Recovery, writer: SegmentWriter, installed: Manifest) -> None:
+    """Finish the install of a snapshot that a crash interrupted: its store is in place, so its base is the log's."""
+    state = recovery.state
+    reset = _Reset(0, state.hard_state, installed.index, installed.term, installed.configuration)
+    parts = reset.records()
+    size = sum(map(len, parts))
+    if not writer.has_room(size):
+        assert writer.segment is not None
+        parts = [*state.head(), *parts]
+        size = sum(map(len, parts))
+        writer.begin_segment(writer.segment.number + 1, size)
+        recovery.index.add_segment(writer.segment)
+    offset, end = writer.write(parts, size)
+    writer.sync()
+    writer.advance(end)
+    reset.follow(state)
+    recovery.index.restart(installed.index)
+    recovery.index.place(offset, end, 0, 0, 0)
+    recovery.notes.append(f"the log goes on behind the snapshot that was installed, at index {installed.index}")

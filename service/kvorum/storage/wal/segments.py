@@ -63,9 +63,11 @@ class SegmentIndex:
         self._open: dict[int, int] = {}
 
     def restart(self, base_index: Index) -> None:
-        """Forget every entry; the next one follows this base."""
+        """Forget every entry; the next one follows this base. Segments that end before here may all be dropped."""
         self._indexes.clear()
         self._places.clear()
+        for segment in self.segments:
+            segment.index_max = 0
         self.first_index = base_index + 1
         self.last_index = base_index
 
