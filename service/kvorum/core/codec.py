@@ -7,8 +7,10 @@ Byte form of a proposal: the payload of a COMMAND entry.
     0       8      incarnation of the answering node       the tag: whose client waits for this entry
     8       8      boot nonce of its process
     16      8      sequence number within that process
-    24      1      opcode: 1 set, 2 delete, 3 versionstamped key, 4 versionstamped value, 5 atomic commit
-    25      ...    body
+    24      1      opcode: 1 set, 2 delete, 3 versionstamped key, 4 versionstamped value, 5 atomic commit;
+                   plus 128: an identity comes before the body
+    25      24     only with 128: the identity, client id (16 bytes) and request id i64 (contract section 5.4)
+    ...     ...    body
 
 Body of opcodes 1 to 4: family length u8, family, key length u32, key, value to the end (none for delete).
 
@@ -16,7 +18,7 @@ Body of opcode 5: flags u8 (1 = existing-style), read version i64, count u32 of 
 length u8, family, key length u32, key, value length u32, value; count u32 of conflict keys, each length u32, key;
 count u32 of conflict ranges, each family length u8, family, begin length u32, begin, end length u32, end.
 
-All integers are big-endian. Opcodes 6 to 127 are free; bit 128 of the opcode is kept for exactly-once sessions.
+All integers are big-endian. Opcodes 6 to 127 are free.
 """
 
 from __future__ import annotations
@@ -33,10 +35,16 @@ if TYPE_CHECKING:
 TAG: Final = struct.Struct(">QQQ")
 TAG_BYTES: Final = TAG.size
 OPCODE_COMMIT: Final = 5
+IDENTIFIED: Final = 0x80
+"""Bit of the opcode that says: the client wants this write to be done once, however often it is sent."""
+IDENTITY: Final = struct.Struct(">16sq")
+IDENTITY_BYTES: Final = IDENTITY.size
 _U32: Final = struct.Struct(">I")
 _COMMIT_HEAD: Final = struct.Struct(">BqI")
 _EXISTING_STYLE: Final = 1
 _pack_u32 = _U32.pack
+_pack_identity = IDENTITY.pack
+_IDENTIFIED_SET: Final = bytes((MutationKind.SET | IDENTIFIED,))
 
 _SET_DEFAULT: Final = bytes((MutationKind.SET, 0))
 _DELETE_DEFAULT: Final = bytes((MutationKind.DELETE, 0))
@@ -72,6 +80,20 @@ def encode_operation(operation: WriteOperation) -> bytes:
     return b"".join(parts)
 
 
+def identified(body: bytes, client_id: bytes, request_id: int) -> bytes:
+    """The same operation bytes with an identity: applied at most once per pair."""
+    return bytes((body[0] | IDENTIFIED,)) + _pack_identity(client_id, request_id) + body[1:]
+
+
+def identify_set(family: bytes, key: bytes, value: bytes, client_id: bytes, request_id: int) -> bytes:
+    """`encode_set` and `identified` in one step, without copying the value twice."""
+    if not family:
+        return b"".join(
+            (_IDENTIFIED_SET, _pack_identity(client_id, request_id), b"\0", _pack_u32(len(key)), key, value)
+        )
+    return identified(encode_set(family, key, value), client_id, request_id)
+
+
 class _Cursor:
     """Reads fields one after the other; slicing past the end is caught once, by `finish`."""
 
@@ -101,9 +123,27 @@ class _Cursor:
             raise LocalError(msg)
 
 
+def identity_of(data: bytes, offset: int = 0) -> tuple[bytes, int] | None:
+    """
+    Client id and request id of the operation that begins with its opcode at ``data[offset]``; None if it has none.
+
+    Raises:
+        LocalError: Cut short; the entry was committed, so the node must stop.
+    """
+    if not data[offset] & IDENTIFIED:
+        return None
+    if len(data) < offset + 1 + IDENTITY_BYTES:
+        msg = f"operation ends inside its identity, at byte {len(data)}"
+        raise LocalError(msg)
+    client_id, request_id = IDENTITY.unpack_from(data, offset + 1)
+    return client_id, request_id
+
+
 def decode_operation(data: bytes, offset: int = 0) -> WriteOperation:
     """
     Read the operation that begins with its opcode at ``data[offset]`` and reaches to the end of ``data``.
+
+    An identity is passed over: `identity_of` reads it.
 
     Raises:
         LocalError: Unknown opcode or lengths that do not fit. The entry was committed, so guessing is forbidden: the
@@ -111,6 +151,9 @@ def decode_operation(data: bytes, offset: int = 0) -> WriteOperation:
     """
     opcode = data[offset]
     cursor = _Cursor(data, offset + 1)
+    if opcode & IDENTIFIED:
+        opcode &= ~IDENTIFIED
+        cursor.at += IDENTITY_BYTES
     if opcode in (
         MutationKind.SET,
         MutationKind.DELETE,

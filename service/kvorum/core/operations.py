@@ -115,10 +115,12 @@ WriteOperation: TypeAlias = Mutation | AtomicCommit
 
 
 class Applied(NamedTuple):
-    """A write took effect; its version is the index of its entry. Generated data in list order (contract 3.5)."""
+    """A write took effect, now or, for a known retry, earlier. Generated data in list order (contract 3.5)."""
 
     generated_keys: tuple[bytes, ...] = ()
     generated_values: tuple[bytes, ...] = ()
+    version: int = 0
+    """The version at which it took effect, if that is not the index of this entry but of its first attempt; else 0."""
 
 
 APPLIED: Final = Applied()

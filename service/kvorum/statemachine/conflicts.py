@@ -96,7 +96,7 @@ class ConflictCheck:
         self._view = view
         self._overlay = Overlay(changes)
         self._family_of = family_of
-        self._low_watermark = low_watermark
+        self.low_watermark = low_watermark
         self._last_commit_version = last_commit_version
 
     def refusal(self, commit: AtomicCommit, index: Index) -> Generator[None, None, Refusal | None]:
@@ -114,9 +114,9 @@ class ConflictCheck:
         if read_version >= index:
             text = f"read version {read_version} is not below this commit's own version {index}; take a new one"
             return Refusal(ErrorCode.FUTURE_VERSION, text)
-        if read_version < self._low_watermark:
+        if read_version < self.low_watermark:
             text = (
-                f"read version {read_version} is older than the history kept, which begins at {self._low_watermark}; "
+                f"read version {read_version} is older than the history kept, which begins at {self.low_watermark}; "
                 "start again with a new read version"
             )
             too_old = ErrorCode.CONFLICT if commit.existing_style else ErrorCode.TRANSACTION_TOO_OLD

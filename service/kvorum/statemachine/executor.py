@@ -29,6 +29,7 @@ from kvorum.statemachine.layout import (
     unpack_state,
 )
 from kvorum.statemachine.ranges import RangeQuery, RangeResult, bounds, scan_range, value_at, value_now
+from kvorum.statemachine.sessions import Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from kvorum.core.entries import Entry
     from kvorum.core.ids import Index
     from kvorum.core.operations import Applied
-    from kvorum.core.ports import StorageEngine
+    from kvorum.core.ports import StorageEngine, View
 
 EVERYTHING: Final = (b"", b"\xff")
 """Bounds of all rows: every first byte is below ff."""
@@ -60,6 +61,10 @@ class ExecutorStatistics:
     """Commits refused with CONFLICT."""
     refusals: int
     """Writes refused at apply, conflicts included."""
+    sessions: int = 0
+    """Clients whose requests are remembered."""
+    retries: int = 0
+    """Identified writes that had been decided before and changed nothing."""
 
 
 class KvStoreExecutor:
@@ -72,16 +77,35 @@ class KvStoreExecutor:
         Raises:
             StartupError: Another format version, or rows that are not a store.
         """
-        self._engine = engine
-        self._read_row = engine.get
-        self._state = _open(engine)
-        self._families = FamilyCatalogue.load(engine)
-        self.applied_index: Index = self._state.applied_index
+        self._attach(engine)
         self._groups = 0
         self._entries = 0
         self._mutations = 0
         self._conflicts = 0
         self._refusals = 0
+        self._retries = 0
+
+    def _attach(self, engine: StorageEngine) -> None:
+        """Everything that is read from an engine once and then kept in memory."""
+        self._state = _open(engine)
+        self._engine = engine
+        self._read_row = engine.get
+        self._families = FamilyCatalogue.load(engine)
+        self._sessions = Sessions(engine)
+        self.applied_index: Index = self._state.applied_index
+
+    def replace(self, engine: StorageEngine) -> None:
+        """
+        Go on with the store in another engine, which an installed snapshot filled.
+
+        Scans and hashes under way keep the view they have; an `apply` that is not finished must be dropped. Nobody but
+        the executor may hold on to the engine it was given.
+        """
+        self._attach(engine)
+
+    def view(self) -> View:
+        """All rows as they are now, groups whole, until dropped: what a snapshot is made of (`transfer.Export`)."""
+        return self._engine.snapshot()
 
     # --- apply --------------------------------------------------------------------------------------------------------
 
@@ -97,11 +121,13 @@ class KvStoreExecutor:
             LocalError: The entries do not follow the applied index, or an entry cannot be read: the node must stop.
         """
         self._check_sequence(entries)
-        group = ApplyGroup(self._engine, self._families, self._state)
+        group = ApplyGroup(self._engine, self._families, self._sessions, self._state)
         position, count = 0, len(entries)
         pause_at = SLICE_WORK
         while position < count:
             position = group.stage_plain(entries, position, position + SLICE_WORK)
+            if position < count:
+                position = group.stage_identified(entries, position, position + SLICE_WORK // 2)
             if group.work >= pause_at:
                 yield None
                 pause_at = group.work + SLICE_WORK
@@ -120,10 +146,12 @@ class KvStoreExecutor:
             LocalError: As in `apply`.
         """
         self._check_sequence(entries)
-        group = ApplyGroup(self._engine, self._families, self._state)
+        group = ApplyGroup(self._engine, self._families, self._sessions, self._state)
         position, count = 0, len(entries)
         while position < count:
             position = group.stage_plain(entries, position, count)
+            if position < count:
+                position = group.stage_identified(entries, position, count)
             if position < count:
                 for _ in group.stage_other(entries[position]):
                     pass
@@ -154,6 +182,7 @@ class KvStoreExecutor:
         self._groups += 1
         self._entries += len(entries)
         self._mutations += group.mutations
+        self._retries += group.retries
         if group.refusals:
             self._refusals += group.refusals
             self._conflicts += group.conflicts
@@ -267,6 +296,8 @@ class KvStoreExecutor:
             mutations=self._mutations,
             conflicts=self._conflicts,
             refusals=self._refusals,
+            sessions=len(self._sessions),
+            retries=self._retries,
         )
 
 

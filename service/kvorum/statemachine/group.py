@@ -2,18 +2,20 @@
 One applied group: a write batch, the overlay of what it will do, and one outcome per entry.
 
 Nothing of the group can be seen until `finish` has written its batch; a group that is dropped has changed nothing. The
-common case, a plain set or delete in the default family, is a tight loop that cuts the rows straight out of the log
-record; everything else is decoded first.
+common cases, a plain set or delete and an identified set in the default family, are tight loops that cut the rows
+straight out of the log record; everything else is decoded first.
 """
 
 from __future__ import annotations
 
 import struct
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from kvorum.core.codec import TAG_BYTES, decode_operation
+from kvorum.core.codec import IDENTIFIED, IDENTITY_BYTES, TAG_BYTES, decode_operation, identity_of
 from kvorum.core.entries import HEADER_BYTES, EntryKind
 from kvorum.core.errors import ErrorCode, LocalError, Refusal
+from kvorum.core.maintenance import Maintenance
 from kvorum.core.operations import APPLIED, Applied, AtomicCommit, Mutation, MutationKind
 from kvorum.statemachine.conflicts import ConflictCheck
 from kvorum.statemachine.layout import (
@@ -25,6 +27,10 @@ from kvorum.statemachine.layout import (
     INLINE_VALUE_BYTES_MAX,
     KIND_DELETE,
     KIND_SET,
+    OUTCOME_PREFIX,
+    OUTCOMES_KEPT,
+    SLOTS,
+    STAMP_BYTES,
     STATE_KEY,
     TOMBSTONE,
     VERSION_LIMIT,
@@ -34,15 +40,19 @@ from kvorum.statemachine.layout import (
     pack_family,
     pack_state,
     pack_u32,
+    stamped,
 )
+from kvorum.statemachine.sessions import DIGEST_BYTES, digest_of, known_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from kvorum.core.entries import Entry
     from kvorum.core.ids import Index
+    from kvorum.core.operations import WriteOperation
     from kvorum.core.ports import StorageEngine
     from kvorum.statemachine.families import FamilyCatalogue, FamilyEntry
+    from kvorum.statemachine.sessions import Sessions
 
 SLICE_WORK: Final = 250
 """Work between two yields, in mutations: about a millisecond."""
@@ -53,9 +63,6 @@ OTHER_WORK: Final = 4
 RANGE_WORK: Final = 16
 """Work of checking a short conflict range: two iterators."""
 
-STAMP_BYTES: Final = 10
-"""Version, 8 bytes, and ordinal, 2 bytes, at the end of a versionstamped buffer."""
-
 _OPCODE_AT: Final = HEADER_BYTES + TAG_BYTES
 _KEY_LENGTH_AT: Final = _OPCODE_AT + 2
 _KEY_AT: Final = _KEY_LENGTH_AT + 4
@@ -65,22 +72,34 @@ _SET: Final = MutationKind.SET
 _DELETE: Final = MutationKind.DELETE
 _PLAIN_SET: Final = MutationKind.SET << 8
 _PLAIN_DELETE: Final = MutationKind.DELETE << 8
+_IDENTIFIED_SET: Final = MutationKind.SET | IDENTIFIED
+_IDENTIFIED_HEAD: Final = struct.Struct(">16sqBI")
+"""Client id, request id, family length, key length, behind the opcode."""
+_CLIENT_AT: Final = _OPCODE_AT + 1
+_REQUEST_AT: Final = _CLIENT_AT + 16
+_BODY_AT: Final = _CLIENT_AT + IDENTITY_BYTES
+_IDENTIFIED_KEY_LENGTH_AT: Final = _BODY_AT + 1
+_IDENTIFIED_KEY_AT: Final = _IDENTIFIED_KEY_LENGTH_AT + 4
+_SET_BYTE: Final = bytes((MutationKind.SET,))
 _COMMAND: Final = EntryKind.COMMAND
+_unpack_identified = _IDENTIFIED_HEAD.unpack_from
 _unpack_plain = _PLAIN_HEAD.unpack_from
 _INDEX_AT: Final = 13
 _INDEX_END: Final = 21
-_U16: Final = struct.Struct(">H")
 
 
 class ApplyGroup:
     """The entries of one group on their way into the store. Stage every entry in order, then `finish`."""
 
-    def __init__(self, engine: StorageEngine, families: FamilyCatalogue, state: StateRow) -> None:
+    def __init__(self, engine: StorageEngine, families: FamilyCatalogue, sessions: Sessions, state: StateRow) -> None:
         self._engine = engine
         self._catalogue = families
+        self._sessions = sessions
         self._state = state
+        self._low_watermark = state.low_watermark
         self._batch = engine.batch()
         self._put = self._batch.put
+        sessions.begin(self._batch)
         self._last_commit_version = state.last_commit_version
         self._changes: list[bytes] = []
         self._conflicts: ConflictCheck | None = None
@@ -91,6 +110,7 @@ class ApplyGroup:
         """Work done so far, in mutations; the executor paces itself by it."""
         self.refusals = 0
         self.conflicts = 0
+        self.retries = 0
 
     def stage_plain(self, entries: Sequence[Entry], start: int, stop: int) -> int:
         """
@@ -136,10 +156,60 @@ class ApplyGroup:
             self._last_commit_version = entries[start - 1].index
         return start
 
+    def stage_identified(self, entries: Sequence[Entry], start: int, stop: int) -> int:
+        """
+        Stage entries from ``start`` while they are new identified sets in the default family, at most to ``stop``.
+
+        Returns:
+            Position of the first entry that was not staged.
+        """
+        put, sessions, touched = self._put, self._sessions, self._sessions.touched
+        note = self._changes.append
+        staged = 0
+        for entry in entries[start:stop]:
+            record = entry.record
+            if entry.kind != _COMMAND or record[_OPCODE_AT] != _IDENTIFIED_SET:
+                break
+            client_id, request_id, family_bytes, key_bytes = _unpack_identified(record, _CLIENT_AT)
+            end = _IDENTIFIED_KEY_AT + key_bytes
+            value = record[end:]
+            if family_bytes or (not value and end > len(record)):
+                break
+            session = touched.get(client_id)
+            if session is None:
+                session = sessions.use(client_id, entry.index, entry.time_ms)
+            else:
+                session.last_index = entry.index
+                session.last_time_ms = entry.time_ms
+            outcomes = session.outcomes
+            if request_id <= session.forgotten or outcomes is None or request_id in outcomes:
+                break
+            version = record[_INDEX_AT:_INDEX_END]
+            if len(value) <= INLINE_VALUE_BYTES_MAX:
+                put(CURRENT_DEFAULT + record[_IDENTIFIED_KEY_AT:end], version + value)
+            else:
+                put(CURRENT_DEFAULT + record[_IDENTIFIED_KEY_AT:end], IN_HISTORY + version[1:])
+            put(HISTORY_DEFAULT + record[_IDENTIFIED_KEY_LENGTH_AT:end] + version + KIND_SET, value)
+            note(version + _SET_BYTE + record[_BODY_AT:end])
+            digest = _SET_BYTE + blake2b(record[_BODY_AT:], digest_size=DIGEST_BYTES - 1).digest()
+            row = record[_REQUEST_AT:_BODY_AT] + version + digest
+            put(OUTCOME_PREFIX + client_id + SLOTS[session.recorded % OUTCOMES_KEPT], row)
+            session.note(request_id, row)
+            staged += 1
+        if staged:
+            start += staged
+            self.mutations += staged
+            self.work += 2 * staged
+            self.outcomes += [APPLIED] * staged
+            self._last_commit_version = entries[start - 1].index
+        return start
+
     def stage_other(self, entry: Entry) -> Generator[None, None, None]:
         """Stage one entry of any kind; yields where the caller may serve others."""
         if entry.kind != _COMMAND:
-            if entry.kind not in (EntryKind.NOOP, EntryKind.CONFIGURATION):
+            if entry.kind == EntryKind.MAINTENANCE:
+                self._maintain(entry)
+            elif entry.kind not in (EntryKind.NOOP, EntryKind.CONFIGURATION):
                 msg = (
                     f"log entry {entry.index} has kind {entry.kind}, which this release does not know; "
                     "run the release that wrote it"
@@ -149,21 +219,46 @@ class ApplyGroup:
             return
         operation = decode_operation(entry.record, _OPCODE_AT)
         self.work += OTHER_WORK
-        outcome: Applied | Refusal
-        if isinstance(operation, AtomicCommit):
-            refusal: Refusal | None = None
-            if operation.conflict_keys or operation.conflict_ranges:
-                self.work += len(operation.conflict_keys) + RANGE_WORK * len(operation.conflict_ranges)
-                refusal = yield from self._conflict_check().refusal(operation, entry.index)
-            outcome = refusal or (yield from self._stage_mutations(entry, operation.mutations))
+        identity = identity_of(entry.record, _OPCODE_AT)
+        if identity is None:
+            outcome = yield from self._stage_operation(entry, operation)
         else:
-            outcome = yield from self._stage_mutations(entry, (operation,))
+            client_id, request_id = identity
+            session = self._sessions.use(client_id, entry.index, entry.time_ms)
+            digest = digest_of(entry.record, _OPCODE_AT)
+            known = known_outcome(session, request_id, digest, operation)
+            if known is not None:
+                self.retries += 1
+                self.outcomes.append(known)
+                return
+            outcome = yield from self._stage_operation(entry, operation)
+            code = outcome.code if isinstance(outcome, Refusal) else ""
+            self._sessions.record(session, request_id, entry.index, digest, code)
         self.outcomes.append(outcome)
         if isinstance(outcome, Applied):
             self._last_commit_version = entry.index
         else:
             self.refusals += 1
             self.conflicts += outcome.code == ErrorCode.CONFLICT
+
+    def _stage_operation(self, entry: Entry, operation: WriteOperation) -> Generator[None, None, Applied | Refusal]:
+        """Decide and stage one operation that is no known retry."""
+        if not isinstance(operation, AtomicCommit):
+            return (yield from self._stage_mutations(entry, (operation,)))
+        if operation.conflict_keys or operation.conflict_ranges:
+            self.work += len(operation.conflict_keys) + RANGE_WORK * len(operation.conflict_ranges)
+            refusal = yield from self._conflict_check().refusal(operation, entry.index)
+            if refusal is not None:
+                return refusal
+        return (yield from self._stage_mutations(entry, operation.mutations))
+
+    def _maintain(self, entry: Entry) -> None:
+        """Move the watermark, never back and never beyond what is applied, and forget sessions."""
+        maintenance = Maintenance.decode(entry.record, HEADER_BYTES)
+        self._low_watermark = max(self._low_watermark, min(maintenance.low_watermark, entry.index))
+        if self._conflicts is not None:
+            self._conflicts.low_watermark = self._low_watermark
+        self.work += OTHER_WORK + self._sessions.maintain(maintenance.idle_before_ms, maintenance.sessions_max)
 
     def finish(self, applied_index: Index) -> StateRow:
         """
@@ -180,9 +275,11 @@ class ApplyGroup:
             self._put_changes()
         for name, family in self.new_families.items():
             put(FAMILY_PREFIX + name, pack_family(family.family_id, family.created))
-        state = StateRow(applied_index, self._last_commit_version, self._state.low_watermark)
+        self._sessions.stage_rows()
+        state = StateRow(applied_index, self._last_commit_version, self._low_watermark)
         put(STATE_KEY, pack_state(*state))
         self._engine.write(self._batch)
+        self._sessions.adopt()
         return state
 
     def _put_changes(self) -> None:
@@ -216,20 +313,20 @@ class ApplyGroup:
                 if len(buffer) < STAMP_BYTES:
                     text = f"operation {position - 1}: a versionstamp needs a buffer of at least {STAMP_BYTES} bytes"
                     return Refusal(ErrorCode.INVALID_OPERATION, text)
-                stamped = buffer[:-STAMP_BYTES] + version + _U16.pack(len(keys) + len(values))
+                final = stamped(buffer, version, len(keys) + len(values))
                 if kind == MutationKind.VERSIONSTAMPED_KEY:
-                    keys.append(stamped)
-                    net[family, stamped] = value
+                    keys.append(final)
+                    net[family, final] = value
                 elif kind == MutationKind.VERSIONSTAMPED_VALUE:
-                    values.append(stamped)
-                    net[family, key] = stamped
+                    values.append(final)
+                    net[family, key] = final
                 else:
                     msg = f"log entry {entry.index} holds a mutation of unknown kind {kind}"
                     raise LocalError(msg)
             if position % SLICE_WORK == 0:
                 yield
-        for position, ((family, key), final) in enumerate(net.items(), 1):
-            self._put_rows(entry.index, version, family, key, final)
+        for position, ((family, key), newest) in enumerate(net.items(), 1):
+            self._put_rows(entry.index, version, family, key, newest)
             if position % SLICE_WORK == 0:
                 yield
         self.mutations += len(net)
@@ -265,7 +362,7 @@ class ApplyGroup:
                 self._engine,
                 self._changes,
                 self.family_of,
-                self._state.low_watermark,
+                self._low_watermark,
                 self._state.last_commit_version,
             )
         return self._conflicts

@@ -1,10 +1,10 @@
 """
 The state hash: one number for what a store means, not for what lies in it.
 
-Logical content (architecture section 3.3): families, watermark, last commit version, and per key the newest value at
-the watermark and every later version. Rows that only wait for the sweep do not count, so two replicas at one applied
-index have the same hash wherever their sweeps stand. Both row spaces are read: a store whose `current` and `history`
-disagree with a peer's shows it.
+Logical content (architecture section 3.3): families, sessions, watermark, last commit version, and per key the newest
+value at the watermark and every later version. Rows that only wait for the sweep do not count, so two replicas at one
+applied index have the same hash wherever their sweeps stand. Both row spaces are read: a store whose `current` and
+`history` disagree with a peer's shows it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from kvorum.statemachine.layout import (
     HISTORY,
     HISTORY_SUFFIX_BYTES,
     KIND_SET,
+    OUTCOME_PREFIX,
+    OUTCOME_PREFIX_END,
+    SESSION_PREFIX,
+    SESSION_PREFIX_END,
+    SESSIONS_MAX_KEY,
     STATE_KEY,
     StateRow,
     history_version,
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     from kvorum.core.ids import Index
     from kvorum.core.ports import View
 
-HASH_VERSION: Final = b"kvorum state 1"
+HASH_VERSION: Final = b"kvorum state 2"
 """Begins the hashed bytes; another rule of what counts needs another version, or nodes of two releases would differ."""
 
 SLICE_ROWS: Final = 512
@@ -58,6 +63,11 @@ def hash_state(view: View) -> Iterator[tuple[Index, str] | None]:
 def _content(view: View, low_watermark: Index) -> Iterator[tuple[bytes, bytes]]:
     """All rows that count, in the store's order."""
     yield from view.iterate(FAMILY_PREFIX, FAMILY_PREFIX_END)
+    yield from view.iterate(OUTCOME_PREFIX, OUTCOME_PREFIX_END)
+    yield from view.iterate(SESSION_PREFIX, SESSION_PREFIX_END)
+    bound = view.get(SESSIONS_MAX_KEY)
+    if bound is not None:
+        yield SESSIONS_MAX_KEY, bound
     for key, row in view.iterate(CURRENT, HISTORY):
         if row[0] != FLAG_TOMBSTONE or row_version(row) > low_watermark:
             yield key, row

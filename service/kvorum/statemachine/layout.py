@@ -7,6 +7,9 @@ key spaces, told apart by the first byte::
     00  meta      00 "format"                                 -> format version u8
                   00 "state"                                  -> applied index, last commit version, watermark: u64 each
                   00 "family" name                            -> family id u32, version of its creation u64
+                  00 "session" 00 client id (16)              -> `Head`: what is known of one client id
+                  00 "outcome" 00 client id (16), slot u8     -> `Outcome` of one of its latest requests
+                  00 "sessions-max"                           -> most sessions, u32
     01  current   01 family id u32, key                       -> flag u8, version u56, value if the flag is INLINE
     02  history   02 family id u32, key length u32, key,
                      version u64, kind u8                     -> value (empty for a delete)
@@ -49,6 +52,21 @@ FORMAT_KEY: Final = META + b"format"
 STATE_KEY: Final = META + b"state"
 FAMILY_PREFIX: Final = META + b"family"
 FAMILY_PREFIX_END: Final = META + b"familz"
+SESSION_PREFIX: Final = META + b"session\x00"
+SESSION_PREFIX_END: Final = META + b"session\x01"
+OUTCOME_PREFIX: Final = META + b"outcome\x00"
+OUTCOME_PREFIX_END: Final = META + b"outcome\x01"
+SESSIONS_MAX_KEY: Final = META + b"sessions-max"
+
+OUTCOMES_KEPT: Final = 128
+"""Outcomes that a session keeps (contract section 5.4); its n-th one is in slot n modulo this."""
+SLOTS: Final = tuple(bytes((slot,)) for slot in range(OUTCOMES_KEPT))
+SLOTS_END: Final = bytes((OUTCOMES_KEPT,))
+OUTCOME_DIGEST_AT: Final = 16
+OUTCOME_CODE_AT: Final = 32
+"""Where the digest and the code begin in an outcome row."""
+STAMP_BYTES: Final = 10
+"""Version, 8 bytes, and ordinal, 2 bytes, at the end of a versionstamped buffer."""
 
 DEFAULT_FAMILY_ID: Final = 0
 FAMILY_ID_BYTES: Final = 4
@@ -83,12 +101,16 @@ KIND_DELETE: Final = b"\x02"
 _STATE: Final = struct.Struct(">QQQ")
 _FAMILY: Final = struct.Struct(">IQ")
 _CHANGES_KEY: Final = struct.Struct(">QI")
+_HEAD: Final = struct.Struct(">QqQQ")
+_OUTCOME: Final = struct.Struct(">qQ16s")
+_U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
 pack_u32 = _U32.pack
 pack_u64 = _U64.pack
 pack_state = _STATE.pack
 pack_family = _FAMILY.pack
+pack_head = _HEAD.pack
 
 
 class StateRow(NamedTuple):
@@ -104,6 +126,30 @@ class Family(NamedTuple):
 
     family_id: int
     created: Index
+
+
+class Head(NamedTuple):
+    """The row of a session."""
+
+    recorded: int = 0
+    """Outcomes recorded so far."""
+    forgotten: int = -1
+    """Highest request id whose outcome was recorded and is not kept any more; -1 if none."""
+    last_index: Index = 0
+    """Entry that used the session last."""
+    last_time_ms: int = 0
+    """Time of that entry."""
+
+
+class Outcome(NamedTuple):
+    """What was decided about one request."""
+
+    request_id: int
+    version: Index
+    """Index of the entry that decided."""
+    digest: bytes
+    code: str
+    """Why it was refused; empty if it was applied."""
 
 
 class Change(NamedTuple):
@@ -123,6 +169,27 @@ def unpack_state(row: bytes) -> StateRow:
 def unpack_family(row: bytes) -> Family:
     """Inverse of `pack_family`."""
     return Family(*_FAMILY.unpack(row))
+
+
+def unpack_head(row: bytes) -> Head:
+    """Inverse of `pack_head`."""
+    return Head(*_HEAD.unpack(row))
+
+
+def pack_outcome(request_id: int, version: Index, digest: bytes, code: str) -> bytes:
+    """Row of an outcome."""
+    return _OUTCOME.pack(request_id, version, digest) + code.encode("ascii")
+
+
+def unpack_outcome(row: bytes) -> Outcome:
+    """Inverse of `pack_outcome`."""
+    request_id, version, digest = _OUTCOME.unpack_from(row)
+    return Outcome(request_id, version, digest, row[OUTCOME_CODE_AT:].decode("ascii"))
+
+
+def stamped(buffer: bytes, version: bytes, ordinal: int) -> bytes:
+    """A versionstamped buffer: its last ten bytes become the version, packed, and an ordinal."""
+    return buffer[:-STAMP_BYTES] + version + _U16.pack(ordinal)
 
 
 def current_prefix(family_id: int) -> bytes:

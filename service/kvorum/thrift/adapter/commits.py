@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
-from kvorum.core.codec import encode_operation
+from kvorum.core.codec import encode_operation, identified
 from kvorum.core.errors import ErrorCode
 from kvorum.core.operations import AtomicCommit, KeyRange, Mutation, MutationKind
 from kvorum.thrift.adapter.call import WriteCall
 from kvorum.thrift.adapter.validation import (
     STAMP_BYTES,
     bounded,
-    check_identity,
     check_key,
     check_stamp,
     check_value,
     check_version,
     checked_family,
+    checked_identity,
     must_have,
     refuse,
 )
@@ -83,11 +83,15 @@ class CommitCall(WriteCall):
             return
         deadline = bounded(self.received, timeout_s, deadline_ms)
         body = encode_operation(judge_commit(fields, edge.settings))
+        identity = identity_of(dict(fields))
+        if identity is not None:
+            body = identified(body, *checked_identity(identity))
         self.fields = None
         edge.routing.write(body, self, self.received, deadline)
 
     def success_reply(self, index: Index, applied: Applied) -> bytes:
-        """Encode the commit version and the generated data."""
+        """Encode the commit version, for a known retry that of its first attempt, and the generated data."""
+        index = applied.version or index
         if not applied.generated_keys and not applied.generated_values:
             return commit_reply(self.seqid, index)
         fields: dict[str, object] = {"success": True, "committed_version": index}
@@ -117,7 +121,8 @@ def judge_commit(fields: Mapping[str, object], settings: ThriftSettings) -> Atom
     )
     conflict_ranges = tuple(_conflict_range(i, r) for i, r in enumerate(_structs(fields["read_conflict_ranges"])))
     families = [checked_family(raw_name(operation["column_family"])) for operation in operations]
-    check_identity(identity)
+    if identity is not None:
+        checked_identity(identity)
     if conflict_keys or conflict_ranges or OVERSIZED in (fields["read_conflict_keys"], fields["read_conflict_ranges"]):
         check_version(read_version)
     _check_keys(operations, conflict_keys, settings)

@@ -81,10 +81,8 @@ def bounded(received: float, timeout_s: float, deadline_ms: int | None) -> float
     return received + min(timeout_s, deadline_ms / 1000)
 
 
-def check_identity(identity: Identity | None) -> None:
+def checked_identity(identity: Identity) -> tuple[bytes, int]:
     """Refuse half an idempotency pair or one out of shape."""
-    if identity is None:
-        return
     client_id, request_id = identity
     if client_id is None or request_id is None:
         refuse(ErrorCode.INVALID_ARGUMENT, "client_id and request_id must be given together, or neither")
@@ -93,6 +91,7 @@ def check_identity(identity: Identity | None) -> None:
         refuse(ErrorCode.INVALID_ARGUMENT, text)
     if request_id < 0:
         refuse(ErrorCode.INVALID_ARGUMENT, "request_id is negative; it must be 0 or more")
+    return client_id, request_id
 
 
 def check_version(version: int, name: str = "read_version") -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from kvorum.core.codec import encode_delete, encode_operation, encode_set
+from kvorum.core.codec import encode_delete, encode_operation, encode_set, identified, identify_set
 from kvorum.core.operations import Mutation, MutationKind
 from kvorum.thrift.adapter.call import WriteCall
 from kvorum.thrift.adapter.validation import (
     bounded,
-    check_identity,
     check_key,
     check_stamp,
     check_value,
     checked_family,
+    checked_identity,
     must_have,
     refuse_missing,
 )
@@ -47,13 +47,14 @@ class SetCall(WriteCall):
         if family:
             family = checked_family(family)
         if identity is not None:
-            check_identity(identity)
+            pair = checked_identity(identity)
         if not 0 < len(key) <= edge.key_bytes_max:
             check_key(key, edge.key_bytes_max)
         if len(value) > edge.value_bytes_max:
             check_value(value, edge.value_bytes_max)
         self.fields = None
-        edge.routing.write(encode_set(family, key, value), self, received, deadline)
+        body = encode_set(family, key, value) if identity is None else identify_set(family, key, value, *pair)
+        edge.routing.write(body, self, received, deadline)
 
     def success_reply(self, index: Index, applied: Applied) -> bytes:  # noqa: ARG002 - the reply carries neither
         """Encode success."""
@@ -77,11 +78,14 @@ class DeleteCall(WriteCall):
         if family:
             family = checked_family(family)
         if identity is not None:
-            check_identity(identity)
+            pair = checked_identity(identity)
         if not 0 < len(key) <= edge.key_bytes_max:
             check_key(key, edge.key_bytes_max)
         self.fields = None
-        edge.routing.write(encode_delete(family, key), self, self.received, deadline)
+        body = encode_delete(family, key)
+        if identity is not None:
+            body = identified(body, *pair)
+        edge.routing.write(body, self, self.received, deadline)
 
     def success_reply(self, index: Index, applied: Applied) -> bytes:  # noqa: ARG002 - the reply carries neither
         """Encode success."""
@@ -102,7 +106,9 @@ class _StampCall(WriteCall):
         key, value = optional_bytes(fields[key_name]) or b"", optional_bytes(fields[value_name]) or b""
         family = checked_family(raw_name(fields["column_family"]))
         deadline = bounded(self.received, edge.timeout_s, optional_int(fields["deadline_ms"]))
-        check_identity(identity_of(dict(fields)))
+        identity = identity_of(dict(fields))
+        if identity is not None:
+            pair = checked_identity(identity)
         # A buffer without room for the stamp is an INVALID_OPERATION even if it is an empty key (contract section 3.6).
         if kind == MutationKind.VERSIONSTAMPED_KEY:
             check_stamp(key, key_name)
@@ -111,7 +117,10 @@ class _StampCall(WriteCall):
         if kind == MutationKind.VERSIONSTAMPED_VALUE:
             check_stamp(value, value_name)
         self.fields = None
-        edge.routing.write(encode_operation(Mutation(kind, family, key, value)), self, self.received, deadline)
+        body = encode_operation(Mutation(kind, family, key, value))
+        if identity is not None:
+            body = identified(body, *pair)
+        edge.routing.write(body, self, self.received, deadline)
 
 
 class StampedKeyCall(_StampCall):

@@ -48,6 +48,10 @@ _VALUE: Final = b"\x0b\x00\x02"
 _FAMILY_2: Final = b"\x0b\x00\x02"
 _FAMILY_3: Final = b"\x0b\x00\x03"
 _DEADLINE: Final = b"\x0a\x00\x14"
+_IDENTITY: Final = b"\x0b\x00\x16\x00\x00\x00\x10"
+"""Head of a client id of 16 bytes; one of another length is not for here."""
+_REQUEST_ID: Final = b"\x0a\x00\x17"
+_IDENTITY_BYTES: Final = 7 + 16 + 11
 _CONSISTENCY: Final = b"\x0b\x00\x15"
 _SHORT_CONSISTENCY: Final = _CONSISTENCY + b"\x00\x00\x00"
 """With a name below 256 bytes; alone behind the key it is what benchmarks and careful readers send."""
@@ -55,10 +59,11 @@ _END: Final = b"\x00\x00"
 """Both structs, the request and the arguments, end here."""
 
 _Options: TypeAlias = tuple[int, bytes, int | None, bytes]
+_WriteOptions: TypeAlias = tuple[int, bytes, int | None, Identity | None]
 
 
-def _options(data: bytes, at: int, family_head: bytes, *, consistency: bool) -> _Options | None:
-    """Read what may follow the fields every request has: family, deadline, consistency, then the end."""
+def _options(data: bytes, at: int, family_head: bytes) -> _Options | None:
+    """Read what may follow the fields of a read: family, deadline, consistency, then the end."""
     size = len(data)
     family = level = b""
     deadline_ms = None
@@ -72,13 +77,35 @@ def _options(data: bytes, at: int, family_head: bytes, *, consistency: bool) -> 
         (deadline_ms,) = _i64(data, at + 3)
         at += 11
         head = data[at : at + 3]
-    if consistency and head == _CONSISTENCY and at + 7 <= size:
+    if head == _CONSISTENCY and at + 7 <= size:
         (length,) = _u32(data, at + 3)
         level = data[at + 7 : at + 7 + length]
         at += 7 + length
     if data[at : at + 2] != _END:
         return None
     return at + 2, family, deadline_ms, level
+
+
+def _write_options(data: bytes, at: int, family_head: bytes) -> _WriteOptions | None:
+    """Read what may follow the fields a write has: family, deadline, a whole identity, then the end."""
+    size = len(data)
+    family = b""
+    deadline_ms = identity = None
+    head = data[at : at + 3]
+    if head == family_head and at + 7 <= size:
+        (length,) = _u32(data, at + 3)
+        family = data[at + 7 : at + 7 + length]
+        at += 7 + length
+        head = data[at : at + 3]
+    if head == _DEADLINE and at + 11 <= size:
+        (deadline_ms,) = _i64(data, at + 3)
+        at += 11
+    if data[at : at + 7] == _IDENTITY and data[at + 23 : at + 26] == _REQUEST_ID and at + _IDENTITY_BYTES <= size:
+        identity = data[at + 7 : at + 23], _i64(data, at + 26)[0]
+        at += _IDENTITY_BYTES
+    if data[at : at + 2] != _END:
+        return None
+    return at + 2, family, deadline_ms, identity
 
 
 def decode_get(data: bytes, at: int) -> tuple[int, bytes, GetFields] | None:
@@ -94,7 +121,7 @@ def decode_get(data: bytes, at: int) -> tuple[int, bytes, GetFields] | None:
         stop = end + 7 + data[end + 6]
         if data[stop : stop + 2] == _END:
             return stop + 2, data[at + 11 : at + 15], (data[start:end], b"", None, data[end + 7 : stop])
-    options = _options(data, end, _FAMILY_2, consistency=True)
+    options = _options(data, end, _FAMILY_2)
     if options is None:
         return None
     return options[0], data[at + 11 : at + 15], (data[start:end], *options[1:])
@@ -116,11 +143,10 @@ def decode_set(data: bytes, at: int) -> tuple[int, bytes, SetFields] | None:
     if data[end : end + 2] == _END:
         fields = (data[start:key_end], data[value_start:end], b"", None, None)
         return end + 2, data[at + 14 : at + 18], fields
-    options = _options(data, end, _FAMILY_3, consistency=False)
+    options = _write_options(data, end, _FAMILY_3)
     if options is None:
         return None
-    end_all, family, deadline_ms, _ = options
-    return end_all, data[at + 14 : at + 18], (data[start:key_end], data[value_start:end], family, deadline_ms, None)
+    return options[0], data[at + 14 : at + 18], (data[start:key_end], data[value_start:end], *options[1:])
 
 
 def decode_delete(data: bytes, at: int) -> tuple[int, bytes, DeleteFields] | None:
@@ -132,18 +158,17 @@ def decode_delete(data: bytes, at: int) -> tuple[int, bytes, DeleteFields] | Non
     end = start + length
     if data[end : end + 2] == _END:
         return end + 2, data[at + 17 : at + 21], (data[start:end], b"", None, None)
-    options = _options(data, end, _FAMILY_2, consistency=False)
+    options = _write_options(data, end, _FAMILY_2)
     if options is None:
         return None
-    end_all, family, deadline_ms, _ = options
-    return end_all, data[at + 17 : at + 21], (data[start:end], family, deadline_ms, None)
+    return options[0], data[at + 17 : at + 21], (data[start:end], *options[1:])
 
 
 def decode_read_version(data: bytes, at: int) -> tuple[int, bytes, VersionFields] | None:
     """As `decode_get`, for getReadVersion."""
     if data[at : at + 22] != _VERSION or data[at + 26 : at + 29] != _REQUEST:
         return None
-    options = _options(data, at + 29, b"", consistency=True)
+    options = _options(data, at + 29, b"")
     if options is None:
         return None
     return options[0], data[at + 22 : at + 26], (options[2], options[3])
