@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvorum.core.errors import Refusal
     from kvorum.core.ids import Incarnation, Index, NodeId, Term, Ticket
     from kvorum.core.operations import Applied
+    from kvorum.core.snapshot import Manifest
 
 
 # --- storage engine ---
@@ -99,6 +100,35 @@ class StorageEngine(View, Protocol):
 
     def close(self) -> None:
         """Flush nothing, release everything."""
+        ...
+
+
+class StagingArea(Protocol):
+    """
+    Where a snapshot becomes the next store, beside the present one (architecture section 3.3).
+
+    The switch is one atomic step on disk, `commit`: a crash before it leaves the old store and the old log; after it
+    the new store, and a log that the next start resets to the manifest's base unless that has happened already.
+    """
+
+    async def begin(self) -> StorageEngine:
+        """An empty engine; what an earlier attempt staged is gone."""
+        ...
+
+    async def seal(self) -> None:
+        """Make everything written to the staged engine durable."""
+        ...
+
+    async def commit(self, manifest: Manifest) -> None:
+        """From here on the staged store is the store, durably. It must be sealed."""
+        ...
+
+    async def settle(self) -> None:
+        """The log follows, durably: forget that it might not, and close and remove the store of before."""
+        ...
+
+    async def abandon(self) -> None:
+        """Remove what is staged."""
         ...
 
 

@@ -5,10 +5,11 @@ A node's data directory: whose it is, that nobody else uses it, and where the re
 
     kvorum.lock    locked (flock) while a process uses the directory; holds its process id
     kvorum.json    identity: format, incarnation, cluster id (docs/formats/log.md)
+    store.json     which directory is the store, once a snapshot was installed; without it, ``state``
     log/           consensus log
-    state/         storage engine
+    state/         storage engine; ``state.1`` and so on after snapshots were installed
 
-Not what lies below ``log/`` and ``state/``: their rooms open them.
+Not what lies below ``log/`` and ``state*/``: their rooms open them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
+import shutil
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from kvorum.core.errors import LocalError, StartupError, StorageFailedError
+from kvorum.core.errors import KvorumError, LocalError, StartupError, StorageFailedError
+from kvorum.core.snapshot import Manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +37,11 @@ CLUSTER_ID_BYTES: Final = 16
 _IDENTITY: Final = "kvorum.json"
 _IDENTITY_DRAFT: Final = "kvorum.json.new"
 _LOCK: Final = "kvorum.lock"
+_STORE: Final = "store.json"
+_STORE_DRAFT: Final = "store.json.new"
 _LOG: Final = "log"
 _STATE: Final = "state"
+_STORE_NAME: Final = re.compile(r"state(?:\.([1-9][0-9]*))?")
 _HALF_MADE: Final = frozenset({_IDENTITY_DRAFT, _LOCK, "lost+found"})
 """What an interrupted creation, or mkfs, may have left in a directory that is still nobody's."""
 _WAY_OUT: Final = (
@@ -57,7 +64,8 @@ class DataDirectory:
     def __init__(self, path: Path, lock: int, incarnation: Incarnation, cluster_id: bytes | None) -> None:
         self.path = path
         self.log_path = path / _LOG
-        self.state_path = path / _STATE
+        self._store, self.installed = _read_store(path)
+        """The second: the snapshot that the store was installed from, as long as the log may not follow it yet."""
         self.incarnation = incarnation
         self._cluster_id = cluster_id
         self._lock = lock
@@ -94,13 +102,53 @@ class DataDirectory:
                 # Nonzero: an incarnation of 0 means "not known yet" everywhere else.
                 _write_identity(path, secrets.randbelow(2**64 - 1) + 1, None)
             incarnation, cluster_id = _read_identity(path)
-            for name in (_LOG, _STATE):
+            directory = cls(path, lock, incarnation, cluster_id)
+            for name in (_LOG, directory._store):
                 (path / name).mkdir(exist_ok=True)
+            # What an interrupted install staged, or the store of before one that was finished.
+            directory.remove_other_stores()
             sync_directory(path)
         except BaseException:
             os.close(lock)
             raise
-        return cls(path, lock, incarnation, cluster_id)
+        return directory
+
+    @property
+    def state_path(self) -> Path:
+        """Directory of the store."""
+        return self.path / self._store
+
+    def new_store_path(self) -> Path:
+        """A directory for the next store, which does not exist yet."""
+        numbers = (_STORE_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
+        used = [int(found.group(1) or 0) for found in numbers if found]
+        return self.path / f"{_STATE}.{max(used, default=0) + 1}"
+
+    def set_store(self, path: Path, installed: Manifest | None) -> None:
+        """
+        Make another directory the store: the one atomic step of an install.
+
+        Args:
+            path: From `new_store_path`; its contents are durable.
+            installed: What the log has to follow, see `installed`; None once it does.
+
+        Raises:
+            StorageFailedError: It could not be made durable; which store the next start finds is open, both are whole.
+        """
+        assert path.parent == self.path
+        try:
+            sync_directory(path)
+            _write_store(self.path, path.name, installed)
+        except OSError as error:
+            raise StorageFailedError(_explain(self.path, error)) from error
+        self._store = path.name
+        self.installed = installed
+
+    def remove_other_stores(self) -> None:
+        """Delete every store directory but the present one."""
+        for entry in list(self.path.iterdir()):
+            if entry.name != self._store and _STORE_NAME.fullmatch(entry.name):
+                shutil.rmtree(entry)
 
     @property
     def cluster_id(self) -> bytes | None:
@@ -211,4 +259,42 @@ def _read_identity(path: Path) -> tuple[Incarnation, bytes | None]:
         return int(incarnation, 16), bytes.fromhex(cluster_id) if cluster_id is not None else None
     except (ValueError, KeyError, TypeError) as error:
         msg = f"identity file {file} is damaged ({error}); {_WAY_OUT}"
+        raise StartupError(msg) from error
+
+
+def _store_checksum(name: str, installed: str | None) -> int:
+    return zlib.crc32(f"{FORMAT} {name} {installed}".encode())
+
+
+def _write_store(path: Path, name: str, installed: Manifest | None) -> None:
+    """Replace the file that names the store; a crash leaves the old one or the new one, whole."""
+    spelt = installed.encode().hex() if installed else None
+    pointer = {"format": FORMAT, "directory": name, "installed": spelt, "crc32": _store_checksum(name, spelt)}
+    draft = path / _STORE_DRAFT
+    with draft.open("w", encoding="ascii") as file:
+        file.write(json.dumps(pointer, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path / _STORE)
+    sync_directory(path)
+
+
+def _read_store(path: Path) -> tuple[str, Manifest | None]:
+    file = path / _STORE
+    if not file.exists():
+        return _STATE, None
+    try:
+        pointer = json.loads(file.read_bytes())
+        if pointer["format"] != FORMAT:
+            msg = f"{file} has format {pointer['format']}; this release reads {FORMAT}: start the release that wrote it"
+            raise StartupError(msg)
+        name, installed = pointer["directory"], pointer["installed"]
+        if pointer["crc32"] != _store_checksum(name, installed) or not _STORE_NAME.fullmatch(name):
+            msg = "checksum does not match"
+            raise ValueError(msg)
+        return name, Manifest.decode(bytes.fromhex(installed)) if installed is not None else None
+    except StartupError:
+        raise
+    except (ValueError, KeyError, TypeError, KvorumError) as error:
+        msg = f"{file}, which names the store, is damaged ({error}); {_WAY_OUT}"
         raise StartupError(msg) from error
