@@ -21,6 +21,7 @@ from kvorum.app.hashing import StateHasher
 from kvorum.app.metrics import node_metrics
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
 from kvorum.consensus.registry import AlgorithmSettings
+from kvorum.consensus.retention import RetentionSettings
 from kvorum.core.cluster import Configuration, Member
 from kvorum.core.errors import StorageFailedError
 from kvorum.peers.tcp import TcpPeerLinks
@@ -241,6 +242,11 @@ def _manager_settings(settings: Settings) -> ManagerSettings:
         outstanding_max=consensus.max_outstanding_proposals,
         node_timeout_s=cluster.node_timeout_ms / 1000,
         health_check_interval_s=cluster.health_check_interval_ms / 1000,
+        retention=RetentionSettings(
+            retention_s=settings.mvcc.retention_seconds,
+            session_idle_s=settings.sessions.idle_timeout_seconds,
+            sessions_max=settings.sessions.max_sessions,
+        ),
         version=kvorum.__version__,
     )
 

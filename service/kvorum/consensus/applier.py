@@ -157,8 +157,12 @@ class Applier:
     def _note_unflushed(self, entries: Sequence[Entry]) -> None:
         self._unflushed_entries += len(entries)
         self._unflushed_bytes += entry_bytes(entries)
-        due = self._unflushed_entries >= FLUSH_ENTRIES or self._unflushed_bytes >= FLUSH_BYTES
-        if due and not self._flushing:
+        if self._unflushed_entries >= FLUSH_ENTRIES or self._unflushed_bytes >= FLUSH_BYTES:
+            self.flush_now()
+
+    def flush_now(self) -> None:
+        """Begin to make everything applied so far durable, unless that is under way."""
+        if not self._flushing:
             self._flushing = True
             self._unflushed_entries = self._unflushed_bytes = 0
             reached = self._machine.applied_index

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from kvorum.consensus import frames
 from kvorum.consensus.applier import Applier
@@ -20,6 +20,7 @@ from kvorum.consensus.peering import Peering
 from kvorum.consensus.proposals import Proposals
 from kvorum.consensus.reads import Reads
 from kvorum.consensus.registry import AlgorithmSettings, build_machine
+from kvorum.consensus.retention import Retention, RetentionSettings
 from kvorum.core.codec import TAG
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
 from kvorum.core.errors import ErrorCode, Refusal, StartupError
@@ -48,9 +49,11 @@ if TYPE_CHECKING:
 
     import structlog
 
+    from kvorum.consensus.retention import RetainedState
     from kvorum.core.cluster import Configuration
     from kvorum.core.ids import Incarnation, Index, NodeId, Term, Ticket
     from kvorum.core.machine import Effect, Event, Machine
+    from kvorum.core.maintenance import Maintenance
     from kvorum.core.operations import Applied
     from kvorum.core.ports import Log, PeerLinks, PendingRead, PendingWrite, RecoveredLog, StateMachine
 
@@ -83,6 +86,7 @@ class ManagerSettings:
     outstanding_max: int = 1000
     node_timeout_s: float = 10.0
     health_check_interval_s: float = 1.0
+    retention: RetentionSettings = RetentionSettings()  # noqa: RUF009 - frozen, so one shared default is safe
     version: str = "0"
 
 
@@ -158,6 +162,9 @@ class ConsensusManager:
         self.reads = Reads(self, leader_wait_s=settings.leader_wait_s, first_request=own_numbers)
         self.applier = Applier(
             around.state, around.loop, around.clock, on_applied=self._group_applied, flush=around.flush
+        )
+        self.retention = Retention(
+            self, settings.retention, cast("RetainedState", around.state), self.applier.flush_now
         )
         self.leader_changes_total = 0
         self.loop_lag = LatencyHistogram(0.001, 14)
@@ -521,6 +528,10 @@ class ConsensusManager:
         """Append a configuration entry as the leader; in force from that moment."""
         self.feed(Proposed([configuration.encode()], self._around.wall_ms(), EntryKind.CONFIGURATION))
 
+    def propose_maintenance(self, maintenance: Maintenance) -> None:
+        """Append a maintenance entry as the leader."""
+        self.feed(Proposed([maintenance.encode()], self._around.wall_ms(), EntryKind.MAINTENANCE))
+
     def write_first_entry(self, hard_state: HardState, batch: EntryBatch) -> None:
         """Persist log entry 1 of a cluster that is being born; `become_member` follows when it is durable."""
         self._ticket_base = 1
@@ -575,6 +586,7 @@ class ConsensusManager:
         if self.machine is not None and self.speaks:
             self.feed(Ticked(now, self._around.randomness.random()))
             self._flush()
+            self.retention.tick(now, busy=self.applier.stalled)
         if self._ticks % EXPIRY_TICKS == 0:
             self.proposals.expire(now)
             self.reads.expire(now)

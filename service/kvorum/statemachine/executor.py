@@ -30,6 +30,7 @@ from kvorum.statemachine.layout import (
 )
 from kvorum.statemachine.ranges import RangeQuery, RangeResult, bounds, scan_range, value_at, value_now
 from kvorum.statemachine.sessions import Sessions
+from kvorum.statemachine.sweep import Sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,6 +85,9 @@ class KvStoreExecutor:
         self._conflicts = 0
         self._refusals = 0
         self._retries = 0
+        self.entry_time_ms = 0
+        """Time of the newest entry applied by this process; 0 before the first."""
+        self.sweeper = Sweeper(engine, self._state)
 
     def _attach(self, engine: StorageEngine) -> None:
         """Everything that is read from an engine once and then kept in memory."""
@@ -179,6 +183,8 @@ class KvStoreExecutor:
         self.applied_index = self._state.applied_index
         if group.new_families:
             self._families.adopt(group.new_families)
+        self.entry_time_ms = entries[-1].time_ms
+        self.sweeper.note(self._state, len(entries), group.mutations, group.large_bytes)
         self._groups += 1
         self._entries += len(entries)
         self._mutations += group.mutations
@@ -186,6 +192,23 @@ class KvStoreExecutor:
         if group.refusals:
             self._refusals += group.refusals
             self._conflicts += group.conflicts
+
+    # --- retention ----------------------------------------------------------------------------------------------------
+
+    @property
+    def sessions_count(self) -> int:
+        """Clients whose requests are remembered."""
+        return len(self._sessions)
+
+    @property
+    def sessions_max(self) -> int:
+        """Most sessions, as the log has it."""
+        return self._sessions.maximum
+
+    @property
+    def oldest_session_ms(self) -> int | None:
+        """Entry time of the last use of the least recently used session; None without sessions."""
+        return self._sessions.oldest_time_ms()
 
     # --- reads --------------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,8 @@ class ApplyGroup:
         self.refusals = 0
         self.conflicts = 0
         self.retries = 0
+        self.large_bytes = 0
+        """Bytes of values that are too large to be in `current` too."""
 
     def stage_plain(self, entries: Sequence[Entry], start: int, stop: int) -> int:
         """
@@ -137,6 +139,7 @@ class ApplyGroup:
                         raise _cut_short(entry)
                     put(CURRENT_DEFAULT + record[_KEY_AT:end], version + value)
                 else:
+                    self.large_bytes += len(value)
                     put(CURRENT_DEFAULT + record[_KEY_AT:end], IN_HISTORY + version[1:])
                 put(HISTORY_DEFAULT + record[_KEY_LENGTH_AT:end] + version + KIND_SET, value)
             elif head == _PLAIN_DELETE:
@@ -188,6 +191,7 @@ class ApplyGroup:
             if len(value) <= INLINE_VALUE_BYTES_MAX:
                 put(CURRENT_DEFAULT + record[_IDENTIFIED_KEY_AT:end], version + value)
             else:
+                self.large_bytes += len(value)
                 put(CURRENT_DEFAULT + record[_IDENTIFIED_KEY_AT:end], IN_HISTORY + version[1:])
             put(HISTORY_DEFAULT + record[_IDENTIFIED_KEY_LENGTH_AT:end] + version + KIND_SET, value)
             note(version + _SET_BYTE + record[_BODY_AT:end])
@@ -347,6 +351,8 @@ class ApplyGroup:
             self._changes.append(change_record(version, KIND_DELETE, family.varint, key))
             return
         inline = len(value) <= INLINE_VALUE_BYTES_MAX
+        if not inline:
+            self.large_bytes += len(value)
         put(family.current + key, version + value if inline else IN_HISTORY + version[1:])
         put(history + KIND_SET, value)
         self._changes.append(change_record(version, KIND_SET, family.varint, key))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from kvorum.core.errors import WriteStalledError
 from kvorum.statemachine.layout import (
     CHANGES,
+    CHANGES_END,
     HISTORY,
     HISTORY_SUFFIX_BYTES,
     KIND_DELETE,
@@ -29,9 +30,97 @@ if TYPE_CHECKING:
 
     from kvorum.core.ids import Index
     from kvorum.core.ports import StorageEngine, WriteBatch
+    from kvorum.statemachine.layout import StateRow
 
 SLICE_ROWS: Final = 1000
 """History rows walked in one slice: about three milliseconds, below the five an apply slice may take."""
+
+STEP_ROWS: Final = 400
+"""The same for a pass that goes on beside the writes of clients: a little more than one millisecond."""
+
+
+SWEEP_ROWS_MIN: Final = 10_000
+"""Fewer versions than this are not worth a pass."""
+
+SWEEP_BYTES_MIN: Final = 256 * 1024 * 1024
+"""Unless their values are large: this much of them is always worth one."""
+
+SWEEP_SHARE: Final = 2
+"""A pass begins when what may be garbage is one part in this many of what the last pass left."""
+
+
+class Sweeper:
+    """Decides when a pass is worth its cost, and carries it out slice by slice, beside the writes of clients."""
+
+    def __init__(self, engine: StorageEngine, state: StateRow) -> None:
+        """Find out from the store what was swept before."""
+        self._engine = engine
+        self._low_watermark = state.low_watermark
+        self._swept_to = _oldest_change(engine, state.applied_index)
+        self._rows_kept = engine.statistics().keys // 2
+        self._entries = 0
+        self._rows = 0
+        self._large_bytes = 0
+        self._steps: Iterator[int] | None = None
+        self._pass_watermark: Index = 0
+        self._slices = 0
+        self._removed = 0
+        self.removed_total = 0
+        """Rows removed by this process."""
+
+    @property
+    def active(self) -> bool:
+        """Whether a pass is under way."""
+        return self._steps is not None
+
+    def note(self, state: StateRow, entries: int, rows: int, large_bytes: int) -> None:
+        """Take in a group that was applied: its entries, the versions it wrote, and bytes of large values in them."""
+        self._low_watermark = state.low_watermark
+        self._entries += entries
+        self._rows += rows
+        self._large_bytes += large_bytes
+
+    def due(self) -> bool:
+        """
+        Whether enough has fallen below the watermark since the last pass to be worth another one.
+
+        How much of it is garbage only the pass can tell; so its cost is at most a few rows per write.
+        """
+        fallen = self._low_watermark - self._swept_to
+        if fallen <= 0:
+            return False
+        if self._large_bytes >= SWEEP_BYTES_MIN:
+            return self._large_bytes >= self._engine.statistics().bytes_on_disk // SWEEP_SHARE
+        rows = fallen * max(1, self._rows // max(1, self._entries))
+        return rows >= max(SWEEP_ROWS_MIN, self._rows_kept // SWEEP_SHARE)
+
+    def start(self) -> None:
+        """Begin a pass at the present watermark, instead of one that is under way."""
+        self._pass_watermark = self._low_watermark
+        self._steps = sweep(self._engine, self._low_watermark, STEP_ROWS)
+        self._large_bytes = self._slices = self._removed = 0
+
+    def step(self) -> bool:
+        """Sweep one slice of the pass under way, a millisecond or two; False when there is nothing more to do."""
+        if self._steps is None:
+            return False
+        removed = next(self._steps, None)
+        if removed is not None:
+            self._slices += 1
+            self._removed += removed
+            self.removed_total += removed
+            return True
+        self._steps = None
+        self._swept_to = self._pass_watermark
+        self._rows_kept = max(0, self._slices * STEP_ROWS - self._removed)
+        return False
+
+
+def _oldest_change(engine: StorageEngine, applied_index: Index) -> Index:
+    """Up to where the store was swept, by the changes that are left."""
+    for key, _ in engine.iterate(CHANGES, CHANGES_END):
+        return int.from_bytes(key[1:9], "big") - 1
+    return applied_index
 
 
 def sweep(engine: StorageEngine, low_watermark: Index, slice_rows: int = SLICE_ROWS) -> Iterator[int]:
