@@ -8,16 +8,18 @@ both ends give up. `SimulatedNetwork` is what a nemesis plays with; nodes see `S
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kvorum.core.errors import LocalError
+from kvorum.core.errors import LocalError, RemoteError
 from kvorum.core.limits import PEER_FRAME_BYTES_MAX, PEER_QUEUE_BYTES_MAX
+from kvorum_sim.streams import SimulatedStream
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
     from kvorum.core.ids import Incarnation, NodeId
     from kvorum.core.ports import Greeting, PeerHandler
@@ -31,6 +33,8 @@ BACKOFF_S_MAX: Final = 1.0
 IN_FLIGHT_BYTES: Final = 512 * 1024
 """Beyond this, bulk frames wait in the sender's queue and urgent ones pass them."""
 FRAME_OVERHEAD_BYTES: Final = 256
+STREAMS_MAX: Final = 4
+"""Streams one process makes at once, as `peers.limits.STREAMS_MAX`."""
 
 
 class _Frame(NamedTuple):
@@ -55,6 +59,7 @@ class SimulatedNetwork:
         self.delay_s_max = 0.0010
         self.bytes_per_s = 500e6
         self._nodes: dict[NodeId, SimulatedLinks] = {}
+        self._streams: list[SimulatedStream] = []
         self._cuts: dict[tuple[NodeId, NodeId], float] = {}
         """One-way cuts, with the time of each."""
         self.frames_delivered = 0
@@ -100,6 +105,8 @@ class SimulatedNetwork:
         """Reset the connection a node dialled to another; what is in flight is lost."""
         for channel in self._between(sender, receiver):
             channel.reset("connection reset")
+        for stream in self._streams_between(sender, receiver):
+            stream.break_off("connection reset")
 
     def crash(self, node_id: NodeId) -> None:
         """The process of this node is gone: it hears nothing more, its connections are reset."""
@@ -135,6 +142,26 @@ class SimulatedNetwork:
         """Whether nothing passes in this direction."""
         return (sender, receiver) in self._cuts
 
+    @contextlib.contextmanager
+    def stream(self, taker: SimulatedLinks, maker: SimulatedLinks) -> Iterator[SimulatedStream]:
+        """A connection for one stream, as long as it is wanted."""
+        stream = SimulatedStream(self, taker, maker)
+        self._streams.append(stream)
+        try:
+            yield stream
+        finally:
+            self._streams.remove(stream)
+
+    def break_streams(self, links: SimulatedLinks, reason: str) -> None:
+        """A process is gone, and with it the streams it made and took."""
+        for stream in list(self._streams):
+            if stream.taker is links or stream.maker is links:
+                stream.break_off(reason)
+
+    def streams_served(self, maker: SimulatedLinks) -> int:
+        """Streams that a process makes now."""
+        return sum(stream.maker is maker for stream in self._streams)
+
     def into(self, node_id: NodeId) -> list[_Channel]:
         """Standing connections that others dialled to a node."""
         return [
@@ -151,6 +178,9 @@ class SimulatedNetwork:
         if self._cuts.get((sender, receiver)) == since:
             for channel in self._between(sender, receiver) + self._between(receiver, sender):
                 channel.end(f"no answer to pings for {DEAD_S:.0f} s")
+
+    def _streams_between(self, taker: NodeId, maker: NodeId) -> list[SimulatedStream]:
+        return [one for one in self._streams if (one.taker.node_id, one.maker.node_id) == (taker, maker)]
 
 
 class _Channel:
@@ -245,8 +275,9 @@ class _Channel:
             self._network.loop.call_soon(self.sender.lost, self, reason)
 
     def vanish(self) -> None:
-        """The near end is gone; nobody is told."""
-        self._lose()
+        """The near end is gone, or wants it no more; nobody is told."""
+        if self._open:
+            self._lose()
 
     def _lose(self) -> None:
         self._open = False
@@ -291,8 +322,63 @@ class SimulatedLinks:
         self.handler = handler
         self._alive = True
         self._network.add(self)
-        for peer in self._dials:
-            self._network.loop.call_soon(self._dial, peer)
+        for peer, dial in self._dials.items():
+            self._network.loop.call_soon(self._dial, peer, dial)
+
+    def set_peers(self, endpoints: Mapping[NodeId, str]) -> None:
+        """See `core.ports.PeerLinks.set_peers`; endpoints mean nothing here, a node is where its id is."""
+        wanted = [peer for peer in endpoints if peer != self.node_id]
+        for peer in [peer for peer in self._dials if peer not in wanted]:
+            dial = self._dials.pop(peer)
+            if dial.pausing is not None:
+                dial.pausing.cancel()
+            if dial.channel is not None:
+                dial.channel.vanish()
+            if self._alive:
+                if dial.reported is not None:
+                    self._network.loop.call_soon(self._parted, peer)
+                for channel in self._network.into(self.node_id):
+                    if channel.sender.node_id == peer:
+                        channel.reset("it is no member of the cluster any more")
+        for peer in wanted:
+            if peer not in self._dials:
+                dial = self._dials[peer] = _Dialler()
+                if self._alive:
+                    self._network.loop.call_soon(self._dial, peer, dial)
+
+    def _parted(self, peer: NodeId) -> None:
+        """Report the link of a peer that is none any more, from the loop and before another one can come up."""
+        if self._alive:
+            self.handler.link_down(peer, "it is no member of the cluster any more")
+
+    def fetch(self, peer: NodeId, request: bytes) -> AsyncIterator[bytes]:
+        """See `core.ports.PeerLinks.fetch`."""
+        return self._fetch(peer, request)
+
+    async def _fetch(self, peer: NodeId, request: bytes) -> AsyncGenerator[bytes, None]:
+        network = self._network
+        refused = ""
+        if peer not in self._dials or not self._alive:
+            refused = "it is no peer of this node, or this node stops"
+        else:
+            await asyncio.sleep(network.delay())
+            there = network.node(peer)
+            if not network.passes(self.node_id, peer) or there is None:
+                await asyncio.sleep(CONNECT_TIMEOUT_S if there is not None else network.delay())
+                refused = "no connection"
+            elif network.streams_served(there) >= STREAMS_MAX:
+                refused = f"refused: node {peer} serves {STREAMS_MAX} streams already; ask again later"
+            else:
+                mine, theirs = self.handler.greet(), there.handler.greet()
+                refused = there.handler.admit(mine) or self.handler.admit(theirs) or ""
+        if refused:
+            msg = f"stream from node {peer}: {refused}"
+            raise RemoteError(msg)
+        assert there is not None
+        with network.stream(self, there) as stream:
+            async with contextlib.aclosing(stream.items(mine.incarnation, request)) as items:
+                async for item in items:
+                    yield item
 
     def send(self, peer: NodeId, kind: int, parts: Sequence[bytes], *, urgent: bool = False) -> bool:
         """See `core.ports.PeerLinks.send`."""
@@ -342,6 +428,7 @@ class SimulatedLinks:
         self._alive = False
         for channel in self._network.into(self.node_id):
             channel.reset(reason)
+        self._network.break_streams(self, reason)
         for dial in self._dials.values():
             if dial.channel is not None:
                 dial.channel.vanish()
@@ -352,59 +439,62 @@ class SimulatedLinks:
 
     def forget(self, channel: _Channel) -> None:
         """Take no more frames for this connection."""
-        dial = self._dials[channel.receiver.node_id]
-        if dial.channel is channel:
+        dial = self._dials.get(channel.receiver.node_id)
+        if dial is not None and dial.channel is channel:
             dial.channel = None
 
     def lost(self, channel: _Channel, reason: str) -> None:
         """Tell the owner, then dial again."""
-        if not self._alive:
+        peer = channel.receiver.node_id
+        dial = self._dials.get(peer)
+        if not self._alive or dial is None or dial.reported is not channel:
             return
         self.forget(channel)
-        peer = channel.receiver.node_id
-        dial = self._dials[peer]
-        if dial.reported is channel:
-            dial.reported = None
-            dial.counts["links_lost"] += 1
-            self.handler.link_down(peer, reason)
-        self._pause(peer)
+        dial.reported = None
+        dial.counts["links_lost"] += 1
+        self.handler.link_down(peer, reason)
+        self._pause(peer, dial)
 
     # --- dialling ---
 
-    def _dial(self, peer: NodeId) -> None:
-        dial = self._dials[peer]
+    def _wants(self, peer: NodeId, dial: _Dialler) -> bool:
+        """Whether this is still how the peer is dialled: it may have left, or left and come back."""
+        return self._alive and self._dials.get(peer) is dial
+
+    def _dial(self, peer: NodeId, dial: _Dialler) -> None:
+        if not self._wants(peer, dial):
+            return
         dial.pausing = None
         dial.counts["dials"] += 1
         network = self._network
         if not network.passes(self.node_id, peer):
-            network.loop.call_later(CONNECT_TIMEOUT_S, self._failed, peer)
+            network.loop.call_later(CONNECT_TIMEOUT_S, self._failed, peer, dial)
         else:
-            network.loop.call_later(network.delay(), self._knock, peer)
+            network.loop.call_later(network.delay(), self._knock, peer, dial)
 
-    def _failed(self, peer: NodeId) -> None:
-        if self._alive:
-            self._dials[peer].counts["dials_failed"] += 1
-            self._pause(peer)
+    def _failed(self, peer: NodeId, dial: _Dialler) -> None:
+        if self._wants(peer, dial):
+            dial.counts["dials_failed"] += 1
+            self._pause(peer, dial)
 
-    def _pause(self, peer: NodeId) -> None:
-        dial = self._dials[peer]
+    def _pause(self, peer: NodeId, dial: _Dialler) -> None:
         pause = dial.backoff_s * self._network.chance.uniform(0.5, 1.0)
         dial.backoff_s = min(2 * dial.backoff_s, BACKOFF_S_MAX)
-        dial.pausing = self._network.loop.call_later(pause, self._dial, peer)
+        dial.pausing = self._network.loop.call_later(pause, self._dial, peer, dial)
 
-    def _knock(self, peer: NodeId) -> None:
+    def _knock(self, peer: NodeId, dial: _Dialler) -> None:
         """The greeting arrives at the peer, which judges it."""
-        if not self._alive:
+        if not self._wants(peer, dial):
             return
         network = self._network
         there = network.node(peer)
         if there is None or not network.passes(self.node_id, peer):
-            self._failed(peer)
+            self._failed(peer, dial)
             return
         if there.handler.admit(self.handler.greet()) is not None:
-            network.loop.call_later(network.delay(), self._failed, peer)
+            network.loop.call_later(network.delay(), self._failed, peer, dial)
             return
-        network.loop.call_later(network.delay(), self._answered, there, there.handler.greet())
+        network.loop.call_later(network.delay(), self._answered, there, dial, there.handler.greet())
         there.hurry(self.node_id)
 
     def hurry(self, peer: NodeId) -> None:
@@ -412,21 +502,20 @@ class SimulatedLinks:
         dial = self._dials.get(peer)
         if dial is not None and dial.pausing is not None:
             dial.pausing.cancel()
-            dial.pausing = self._network.loop.call_later(BACKOFF_S_MIN / 2, self._dial, peer)
+            dial.pausing = self._network.loop.call_later(BACKOFF_S_MIN / 2, self._dial, peer, dial)
 
-    def _answered(self, there: SimulatedLinks, greeting: Greeting) -> None:
+    def _answered(self, there: SimulatedLinks, dial: _Dialler, greeting: Greeting) -> None:
         """The peer's answer arrives; we judge it as well."""
-        if not self._alive:
-            return
         peer = there.node_id
+        if not self._wants(peer, dial):
+            return
         network = self._network
         if network.node(peer) is not there or not network.passes(self.node_id, peer):
-            self._failed(peer)
+            self._failed(peer, dial)
             return
         if self.handler.admit(greeting) is not None:
-            self._failed(peer)
+            self._failed(peer, dial)
             return
-        dial = self._dials[peer]
         dial.backoff_s = BACKOFF_S_MIN
         dial.channel = dial.reported = _Channel(network, self, there)
         self.handler.link_up(peer, greeting)

@@ -26,19 +26,23 @@ from kvorum.peers.frames import (
     encode_greeting,
     encode_handshake,
     encode_ping,
+    frame_header,
 )
 from kvorum.peers.limits import (
     HANDSHAKE_TIMEOUT_S,
     PING_TICKS_MAX,
     QUIET_TICKS_MAX,
     RECEIVE_BUFFER_BYTES,
+    STREAM_REQUEST_BYTES_MAX,
+    STREAM_STALL_S,
+    STREAM_WRITE_HIGH_BYTES,
     TICK_S,
     WRITE_HIGH_BYTES,
     WRITE_LOW_BYTES,
 )
 
 if TYPE_CHECKING:
-    from kvorum.core.ids import NodeId
+    from kvorum.core.ids import Incarnation, NodeId
     from kvorum.core.ports import Greeting, PeerHandler
 
 _unpack_header = FRAME_HEADER.unpack_from
@@ -48,8 +52,12 @@ _REASON_BYTES_MAX: Final = 1024
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
 
 
-def _tune(transport: asyncio.Transport) -> None:
-    """Send small frames at once and let the kernel notice a peer that vanished with its machine."""
+def tune(transport: asyncio.BaseTransport, user_timeout_s: float = PING_TICKS_MAX * TICK_S) -> None:
+    """
+    Send small frames at once and let the kernel notice a peer that vanished with its machine.
+
+    ``user_timeout_s`` is how long written bytes may stay unacknowledged or unwanted before the connection is dead.
+    """
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -59,8 +67,7 @@ def _tune(transport: asyncio.Transport) -> None:
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        milliseconds = int(PING_TICKS_MAX * TICK_S * 1000)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_s * 1000))
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:
@@ -92,7 +99,7 @@ class FramedConnection(asyncio.BufferedProtocol):
         # uvloop's transports have the methods of `asyncio.Transport` but do not derive from it.
         self.transport = stream = cast("asyncio.Transport", transport)
         stream.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
-        _tune(stream)
+        tune(stream)
         loop = asyncio.get_running_loop()
         self._timeout = loop.call_later(HANDSHAKE_TIMEOUT_S, self.fail, f"no handshake within {HANDSHAKE_TIMEOUT_S} s")
 
@@ -296,6 +303,12 @@ class AcceptedConnection(FramedConnection):
         self._incarnation = 0
         self._quiet_ticks = 0
         self._bytes_seen = 0
+        self._streams = False
+        """True once the caller asked for a stream: one request comes, and then nothing."""
+        self._asking: asyncio.TimerHandle | None = None
+        """Ends a caller that wants a stream and does not say which."""
+        self._room = asyncio.Event()
+        self._room.set()
         self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -307,7 +320,33 @@ class AcceptedConnection(FramedConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Deregister."""
         super().connection_lost(exc)
+        self._room.set()
+        if self._asking is not None:
+            self._asking.cancel()
         self._owner.caller_left(self, self._reason or "")
+
+    def pause_writing(self) -> None:
+        """The peer takes a stream more slowly than it is made."""
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        """Room again."""
+        self._room.set()
+
+    async def write_item(self, kind: int, payload: bytes) -> None:
+        """
+        Send one frame of a stream and wait until there is room for another, or the connection is gone.
+
+        Raises:
+            TimeoutError: The peer took nothing for `STREAM_STALL_S`.
+        """
+        if self.closing:
+            return
+        assert self.transport is not None
+        self.transport.writelines((frame_header(kind, (payload,)), payload))
+        if not self._room.is_set():
+            async with asyncio.timeout(STREAM_STALL_S):
+                await self._room.wait()
 
     def tick(self) -> None:
         """Drop a caller from whom nothing came for `QUIET_TICKS_MAX` ticks."""
@@ -320,7 +359,7 @@ class AcceptedConnection(FramedConnection):
             self.fail(f"silent for {QUIET_TICKS_MAX * TICK_S:.0f} s")
 
     def _greeted(self, handshake: Handshake) -> None:
-        if handshake.kind != HandshakeKind.HELLO:
+        if handshake.kind not in {HandshakeKind.HELLO, HandshakeKind.STREAM}:
             msg = f"handshake of kind {handshake.kind} where a hello belongs"
             raise RemoteError(msg)
         if handshake.version != PROTOCOL_VERSION:
@@ -334,14 +373,27 @@ class AcceptedConnection(FramedConnection):
             reason: str | None = f"node {self._node_id} is the node called itself; two nodes have one node id"
         else:
             reason = self._handler.admit(greeting)
+        streams = handshake.kind == HandshakeKind.STREAM
+        if reason is None and streams:
+            reason = self._owner.stream_refused()
         if reason is not None:
             self._refuse(reason)
             return
         self.greeting = greeting
         self._peer, self._incarnation = greeting.node_id, greeting.incarnation
+        self._streams = streams
         assert self.transport is not None
+        if streams:
+            # The patience with a slow taker is the stream's own, not that of heartbeats.
+            tune(self.transport, STREAM_STALL_S)
+            self.transport.set_write_buffer_limits(high=STREAM_WRITE_HIGH_BYTES)
+            loop = asyncio.get_running_loop()
+            self._asking = loop.call_later(HANDSHAKE_TIMEOUT_S, self.fail, "it asks for a stream and not for which")
         self.transport.write(encode_handshake(HandshakeKind.ACCEPTED, encode_greeting(self._handler.greet())))
-        self._owner.caller_admitted(self, greeting)
+        if streams:
+            self._owner.stream_admitted(self)
+        else:
+            self._owner.caller_admitted(self, greeting)
 
     def _refuse(self, reason: str) -> None:
         assert self.transport is not None
@@ -350,7 +402,9 @@ class AcceptedConnection(FramedConnection):
         self.finish(f"refused: {reason}")
 
     def _frame_received(self, kind: int, payload: bytes) -> None:
-        if kind >= _FIRST_FOREIGN:
+        if self._streams:
+            self._stream_asked(kind, payload)
+        elif kind >= _FIRST_FOREIGN:
             self._handler.frame_received(self._peer, self._incarnation, kind, payload)
         elif kind == FrameKind.PING:
             assert self.transport is not None
@@ -358,6 +412,14 @@ class AcceptedConnection(FramedConnection):
         else:
             msg = f"frame of kind {kind}, which this release does not know"
             raise RemoteError(msg)
+
+    def _stream_asked(self, kind: int, payload: bytes) -> None:
+        if kind != FrameKind.STREAM_REQUEST or self._asking is None or len(payload) > STREAM_REQUEST_BYTES_MAX:
+            msg = f"frame of kind {kind} and {len(payload)} bytes where one request for a stream belongs"
+            raise RemoteError(msg)
+        self._asking.cancel()
+        self._asking = None
+        self._owner.stream_asked(self, self._peer, self._incarnation, payload)
 
 
 class LinkOwner(Protocol):
@@ -397,4 +459,18 @@ class CallerOwner(Protocol):
 
     def caller_left(self, connection: AcceptedConnection, reason: str) -> None:
         """It is gone."""
+        ...
+
+    def stream_refused(self) -> str | None:
+        """Why no stream can be served now; None if one can."""
+        ...
+
+    def stream_admitted(self, connection: AcceptedConnection) -> None:
+        """It is a peer that is about to ask for a stream."""
+        ...
+
+    def stream_asked(
+        self, connection: AcceptedConnection, peer: NodeId, incarnation: Incarnation, request: bytes
+    ) -> None:
+        """Serve it this stream."""
         ...

@@ -41,6 +41,8 @@ class HandshakeKind:
     HELLO: Final = 0
     ACCEPTED: Final = 1
     REFUSED: Final = 2
+    STREAM: Final = 3
+    """Like HELLO, but this connection is to carry one stream to the dialler and nothing else."""
 
 
 class FrameKind:
@@ -48,6 +50,9 @@ class FrameKind:
 
     PING: Final = 1
     PONG: Final = 2
+    STREAM_REQUEST: Final = 3
+    STREAM_ITEM: Final = 4
+    STREAM_END: Final = 5
     FIRST_FOREIGN: Final = 16
 
 
@@ -93,6 +98,23 @@ def encode_handshake(kind: int, body: bytes, version: int = PROTOCOL_VERSION) ->
     """A whole handshake message; this outer form stays the same in every later version."""
     assert len(body) <= HANDSHAKE_BODY_BYTES_MAX
     return HANDSHAKE_HEADER.pack(MAGIC, version, kind, len(body), zlib.crc32(body, kind)) + body
+
+
+def handshake_bytes(header: bytes) -> int:
+    """
+    Length of the whole message that begins with this header of `HANDSHAKE_HEADER_BYTES`.
+
+    Raises:
+        RemoteError: This is no header, or it announces too much.
+    """
+    magic, _, _, length, _ = HANDSHAKE_HEADER.unpack(header)
+    if magic != MAGIC:
+        msg = f"does not speak kvorum's peer protocol (first bytes {magic!r})"
+        raise RemoteError(msg)
+    if length > HANDSHAKE_BODY_BYTES_MAX:
+        msg = f"handshake of {length} bytes; at most {HANDSHAKE_BODY_BYTES_MAX} are taken"
+        raise RemoteError(msg)
+    return HANDSHAKE_HEADER_BYTES + int(length)
 
 
 def decode_handshake(data: bytes | bytearray | memoryview) -> tuple[Handshake, int] | None:

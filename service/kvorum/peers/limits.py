@@ -51,3 +51,18 @@ LOG_SUBJECTS_MAX: Final = 256
 
 STOP_FLUSH_S: Final = 0.5
 """How long `stop` lets written bytes leave before it cuts the connections."""
+
+STREAMS_MAX: Final = 4
+"""Streams this node serves at once; each costs reads of the store, and more followers at once would only share them."""
+
+STREAM_REQUEST_BYTES_MAX: Final = 64 * 1024
+"""A request names a state and a place in it: some bytes and at most one key."""
+
+STREAM_IDLE_S: Final = 15.0
+"""Who waits for an item this long gives up: a server that lives makes one within milliseconds."""
+
+STREAM_STALL_S: Final = 60.0
+"""A peer that takes nothing for this long is cut off; a store that stalls under an install recovers sooner."""
+
+STREAM_WRITE_HIGH_BYTES: Final = 512 * 1024
+"""Bytes in the transport of a stream beyond which the next item is not made yet: two usual items."""

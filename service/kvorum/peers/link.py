@@ -13,7 +13,14 @@ from kvorum.core.limits import PEER_FRAME_BYTES_MAX, PEER_QUEUE_BYTES_MAX
 from kvorum.observe.histogram import LatencyHistogram
 from kvorum.peers.connection import DialledConnection
 from kvorum.peers.frames import FRAME_HEADER, FRAME_HEADER_BYTES, FrameKind
-from kvorum.peers.limits import BACKOFF_S_MAX, BACKOFF_S_MIN, CONNECT_TIMEOUT_S, FRAME_OVERHEAD_BYTES, STEADY_S
+from kvorum.peers.limits import (
+    BACKOFF_S_MAX,
+    BACKOFF_S_MIN,
+    CONNECT_TIMEOUT_S,
+    FRAME_OVERHEAD_BYTES,
+    STEADY_S,
+    STOP_FLUSH_S,
+)
 
 if TYPE_CHECKING:
     import random
@@ -66,6 +73,9 @@ class OutgoingLink:
         self._connection: DialledConnection | None = None
         self._transport: asyncio.Transport | None = None
         """Where frames go; None while the link is down, whatever the socket thinks."""
+        self._dialled = ""
+        """The endpoint of the present connection, or of the last attempt."""
+        self._leaving = False
         self._up_since: float | None = None
         """Since when the handler believes the link is up."""
         self._paused = False
@@ -136,7 +146,7 @@ class OutgoingLink:
         self._transport = connection.transport
         self._up_since = self._loop.time()
         self._log.forget(f"link {self._peer}")
-        self._log.info("peer link up", peer=self._peer, endpoint=self._endpoints[self._peer])
+        self._log.info("peer link up", peer=self._peer, endpoint=self._dialled)
         self._handler.link_up(self._peer, greeting)
 
     def broken(self) -> None:
@@ -174,15 +184,17 @@ class OutgoingLink:
             self._hurry.set()
 
     async def run(self) -> None:
-        """Dial, live, pause, for ever; ends by cancellation only."""
+        """Dial, live, pause, until `leave` or cancellation."""
         while True:
             reason = await self._live_once()
+            if self._leaving:
+                return
             self._log.warning(
                 "peer link down",
                 subject=f"link {self._peer}",
                 reason=reason,
                 peer=self._peer,
-                endpoint=self._endpoints[self._peer],
+                endpoint=self._dialled,
             )
             pause = self._backoff_s * (0.5 + 0.5 * self._chance.random())
             self._backoff_s = min(2 * self._backoff_s, BACKOFF_S_MAX)
@@ -192,12 +204,40 @@ class OutgoingLink:
                 async with asyncio.timeout(pause - BACKOFF_S_MIN / 2):
                     await self._hurry.wait()
 
+    def moved(self, endpoints: Mapping[NodeId, str]) -> None:
+        """Dial what this says from now on; a connection to another endpoint than that ends."""
+        self._endpoints = endpoints
+        endpoint = endpoints[self._peer]
+        if self._dialled in {"", endpoint}:
+            return
+        self._hurry.set()
+        if self._connection is not None and self._connection.transport is not None:
+            self._part(f"the peer moved to {endpoint}")
+
+    def leave(self, task: asyncio.Task[None]) -> None:
+        """The peer is none any more: close the link and end the task of `run`; a link that was up is reported down."""
+        self._leaving = True
+        if self._up_since is not None:
+            self._part("it is no member of the cluster any more")
+        else:
+            task.cancel()
+
+    def _part(self, reason: str) -> None:
+        """Close the connection once what was written has left, soon in any case."""
+        connection = self._connection
+        assert connection is not None
+        assert connection.transport is not None
+        self._forget_transport()
+        connection.finish(reason)
+        self._loop.call_later(STOP_FLUSH_S, connection.transport.abort)
+
     async def _live_once(self) -> str:
         """Dial and wait until the connection is over; returns why."""
         self._hurry.clear()
         self._dials += 1
         try:
-            host, port = split_endpoint(self._endpoints[self._peer])
+            self._dialled = self._endpoints[self._peer]
+            host, port = split_endpoint(self._dialled)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await self._loop.create_connection(self._new_connection, host, port)
         except TimeoutError:
