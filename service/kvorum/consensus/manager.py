@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from kvorum.consensus import frames
@@ -19,8 +18,10 @@ from kvorum.consensus.contacts import Contacts
 from kvorum.consensus.peering import Peering
 from kvorum.consensus.proposals import Proposals
 from kvorum.consensus.reads import Reads
-from kvorum.consensus.registry import AlgorithmSettings, build_machine
-from kvorum.consensus.retention import Retention, RetentionSettings
+from kvorum.consensus.registry import build_machine
+from kvorum.consensus.reporting import Reporting
+from kvorum.consensus.retention import Retention
+from kvorum.consensus.settings import ManagerSettings, Surroundings
 from kvorum.core.codec import TAG
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
 from kvorum.core.errors import ErrorCode, Refusal, StartupError
@@ -40,22 +41,18 @@ from kvorum.core.machine import (
     ServeReads,
     Ticked,
 )
-from kvorum.core.status import Health, NodeReport
 from kvorum.observe.histogram import LatencyHistogram
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable, Sequence
-
-    import structlog
+    from collections.abc import Sequence
 
     from kvorum.consensus.retention import RetainedState
     from kvorum.core.cluster import Configuration
-    from kvorum.core.ids import Incarnation, Index, NodeId, Term, Ticket
+    from kvorum.core.ids import Index, NodeId, Term, Ticket
     from kvorum.core.machine import Effect, Event, Machine
     from kvorum.core.maintenance import Maintenance
     from kvorum.core.operations import Applied
-    from kvorum.core.ports import Log, PeerLinks, PendingRead, PendingWrite, RecoveredLog, StateMachine
+    from kvorum.core.ports import PendingRead, PendingWrite, RecoveredLog
 
 TICK_S: Final = 0.02
 """How often the machine hears of time: a fifth of the default heartbeat."""
@@ -72,50 +69,10 @@ EXPIRY_TICKS: Final = 5
 HUNG_SYNC_TIMEOUTS: Final = 2
 """Election timeouts that one sync of the log may take before this node falls silent, so that the others elect."""
 
-
-@dataclass(frozen=True, slots=True)
-class ManagerSettings:
-    """What the ConsensusManager takes from the configuration, in seconds and counts."""
-
-    node_id: NodeId
-    configuration: Configuration
-    """First configuration, derived from the file."""
-    algorithm: str = "raft"
-    timings: AlgorithmSettings = AlgorithmSettings()  # noqa: RUF009 - frozen, so one shared default is safe
-    leader_wait_s: float = 4.0
-    outstanding_max: int = 1000
-    node_timeout_s: float = 10.0
-    health_check_interval_s: float = 1.0
-    retention: RetentionSettings = RetentionSettings()  # noqa: RUF009 - frozen, so one shared default is safe
-    version: str = "0"
+__all__ = ["ConsensusManager", "ManagerSettings", "Surroundings"]
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """The outside world, handed in by `app` or by the simulator."""
-
-    loop: asyncio.AbstractEventLoop
-    clock: Callable[[], float]
-    """Monotonic seconds."""
-    wall_ms: Callable[[], int]
-    """Milliseconds since the Unix epoch."""
-    randomness: random.Random
-    log: Log
-    links: PeerLinks | None
-    """None for a cluster of one."""
-    state: StateMachine
-    flush: Callable[[Callable[[], None]], None]
-    """Makes the state machine's storage durable in the background, then calls back on the loop."""
-    incarnation: Incarnation
-    cluster_id: bytes | None
-    on_born: Callable[[bytes], None]
-    """Writes the cluster id into the data directory."""
-    on_refused: Callable[[StartupError], None]
-    """This node may not join; the process must end with this message."""
-    logger: structlog.typing.FilteringBoundLogger
-
-
-class ConsensusManager:
+class ConsensusManager(Reporting):
     """See the module text. Public: propose, read_index, wait_applied, report, and the properties between them."""
 
     def __init__(self, settings: ManagerSettings, around: Surroundings) -> None:
@@ -299,94 +256,6 @@ class ConsensusManager:
     def alone(self) -> bool:
         """A cluster of one that serves: its own state is linearizable as it stands."""
         return self._links is None and self.may_serve
-
-    def contact_age_s(self) -> float:
-        """
-        Seconds since this node was last in contact with a leader, by the real clock.
-
-        A leader counts from the last moment at which it had heard a quorum, and is in contact (age 0) while that is
-        younger than the election timeout.
-        """
-        now = self.clock()
-        if not self.is_leader:
-            return now - self.leader_heard
-        age = self.contacts.quorum_age_s(self.members, now)
-        return 0.0 if age < self.settings.timings.election_timeout_s else age
-
-    def unavailable(self, why: str) -> Refusal:
-        """An UNAVAILABLE refusal that carries the leader, if one is known."""
-        hint = self.leader_hint()
-        if self.log_hangs:
-            why = "the disk of this node does not answer; use another node"
-        if not self.has_space:
-            why = "the disk of this node is full; free space or use another node"
-        if hint is None:
-            return Refusal(ErrorCode.UNAVAILABLE, f"{why}; no leader is known, retry after a pause")
-        return Refusal(ErrorCode.UNAVAILABLE, f"{why}; retry after a pause", *hint)
-
-    def leader_hint(self) -> tuple[NodeId, str] | None:
-        """Node id and client endpoint of the known leader."""
-        leader = self.leader
-        member = None if leader is None else self.members.member(leader)
-        return None if member is None else (member.node_id, member.client_endpoint)
-
-    def report(self) -> NodeReport:
-        """This node and its members, for getStatus and diagnostics; costs O(members)."""
-        now = self.clock()
-        hint = self.leader_hint()
-        leader = None if hint is None else hint[0]
-        uptime_s = self.uptime_s
-        return NodeReport(
-            node_id=self.node_id,
-            role=self.machine.role if self.machine else Role.FOLLOWER,
-            term=self.term,
-            leader_id=leader,
-            leader_endpoint=None if hint is None else hint[1],
-            commit_index=self.machine.commit_index if self.machine else 0,
-            applied_index=self.applied_index,
-            low_watermark=getattr(self._state, "low_watermark", 0),
-            uptime_s=uptime_s,
-            members=self.contacts.members(
-                self.members.members,
-                now,
-                leader=leader,
-                term=self.term,
-                commit_index=self.machine.commit_index if self.machine else 0,
-                own_health=Health.HEALTHY if self._knows_live_leader() else Health.DEGRADED,
-                uptime_s=uptime_s,
-            ),
-        )
-
-    def _knows_live_leader(self) -> bool:
-        return self.leader is not None and self.contact_age_s() < self.settings.node_timeout_s
-
-    def readiness(self) -> list[tuple[str, bool]]:
-        """Named checks behind /readyz (operations L12)."""
-        machine = self.machine
-        member = self.members.member(self.node_id)
-        caught_up = machine is not None and (
-            self.may_serve if self.is_leader else self.leader is not None and self._caught_up()
-        )
-        return [
-            ("member", machine is not None and member is not None and member.voter),
-            ("leader", self._knows_live_leader()),
-            ("caught_up", caught_up),
-            ("log_writable", self.speaks),
-            ("serving", not (self._stopping or self._leaving)),
-        ]
-
-    def apply_lag(self) -> int:
-        """Entries the leader last said to be committed and this node does not show; never local-only (L12)."""
-        report = self.contacts.reports.get(self.leader) if self.leader is not None else None
-        committed = report.commit_index if report else 0
-        if self.machine is not None:
-            committed = max(committed, self.machine.commit_index)
-        return max(0, committed - self.applied_index)
-
-    def _caught_up(self) -> bool:
-        """Applied reaches what the leader itself said to be committed, but for what is under way."""
-        heard = self.leader in self.contacts.reports
-        return heard and self.apply_lag() <= self.settings.outstanding_max
 
     # --- events in ---
 
