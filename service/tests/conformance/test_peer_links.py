@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 import uvloop
 
-from kvorum.core.errors import LocalError
+from kvorum.core.errors import LocalError, RemoteError
 from kvorum.core.limits import PEER_FRAME_BYTES_MAX, PEER_QUEUE_BYTES_MAX
 from kvorum.core.ports import Greeting, PeerLinks
 from kvorum.peers.tcp import TcpPeerLinks
@@ -17,7 +18,7 @@ from kvorum_sim.loop import VirtualLoop
 from kvorum_sim.network import SimulatedNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 T = TypeVar("T")
 KIND = 16
@@ -33,9 +34,13 @@ class Recorder:
         self.refusal: str | None = None
         self.up: list[tuple[int, Greeting]] = []
         self.down: list[int] = []
+        self.order: list[str] = []
         self.frames: list[tuple[int, int, int, bytes]] = []
         self.on_frame: Callable[[int, int, bytes], None] | None = None
         self.sending = False
+        self.made = 0
+        self.closed = 0
+        self.asked: list[tuple[int, int, bytes]] = []
 
     def greet(self) -> Greeting:
         return Greeting(b"c" * 16, b"b" * 16, self.node_id, self.incarnation, f"node-{self.node_id}:9090", "0.1.0")
@@ -47,11 +52,13 @@ class Recorder:
     def link_up(self, peer: int, greeting: Greeting) -> None:
         assert not self.sending
         self.up.append((peer, greeting))
+        self.order.append("up")
 
     def link_down(self, peer: int, reason: str) -> None:
         assert not self.sending
         assert reason
         self.down.append(peer)
+        self.order.append("down")
 
     def frame_received(self, peer: int, incarnation: int, kind: int, payload: bytes) -> None:
         assert not self.sending
@@ -60,6 +67,27 @@ class Recorder:
         if self.on_frame is not None:
             self.on_frame(peer, kind, payload)
 
+    def serve_stream(self, peer: int, incarnation: int, request: bytes) -> AsyncIterator[bytes]:
+        """``n size``: so many items; a third word ends the stream with that text."""
+        self.asked.append((peer, incarnation, request))
+        return self._make(request)
+
+    async def _make(self, request: bytes) -> AsyncIterator[bytes]:
+        count, size, *rest = request.split()
+        try:
+            for number in range(int(count)):
+                self.made += 1
+                yield item_of(number, int(size))
+            if rest:
+                raise RemoteError(rest[0].decode())
+        finally:
+            self.closed += 1
+
+
+def item_of(number: int, size: int) -> bytes:
+    """A recognisable item of a stream."""
+    return random.Random(number).randbytes(size)
+
 
 class World(Protocol):
     """Where links live: makes them and runs a story to its end."""
@@ -67,6 +95,8 @@ class World(Protocol):
     def links(self, node_id: int) -> PeerLinks: ...
 
     def started(self, node_id: int, links: PeerLinks) -> None: ...
+
+    def endpoints(self, *node_ids: int) -> dict[int, str]: ...
 
     def run(self, story: Coroutine[Any, Any, T]) -> T: ...
 
@@ -87,6 +117,9 @@ class TcpWorld:
         self._ports[node_id] = links.port
         self._endpoints[node_id] = f"localhost:{links.port}"
 
+    def endpoints(self, *node_ids: int) -> dict[int, str]:
+        return {node_id: self._endpoints[node_id] for node_id in node_ids}
+
     def run(self, story: Coroutine[Any, Any, T]) -> T:
         return self._runner(asyncio.wait_for(story, 20))  # type: ignore[no-any-return]
 
@@ -103,6 +136,9 @@ class SimulatedWorld:
 
     def started(self, node_id: int, links: PeerLinks) -> None:
         pass
+
+    def endpoints(self, *node_ids: int) -> dict[int, str]:
+        return {node_id: f"node-{node_id}:7090" for node_id in node_ids}
 
     def run(self, story: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(asyncio.wait_for(story, 20))
@@ -348,5 +384,181 @@ def test_three_nodes_have_six_links(world: World) -> None:
             assert [peer for peer in range(3) if peer != node.node_id] == senders
         for node in nodes:
             await node.links.stop()
+
+    world.run(story())
+
+
+# --- who the peers are ---
+
+
+def test_peer_that_is_set_later_gets_links_both_ways_and_one_that_leaves_is_reported_down(world: World) -> None:
+    """`set_peers` dials new peers, closes links to others, and frames to those are refused."""
+
+    async def story() -> None:
+        a, b = await pair(world)
+        a.links.set_peers(world.endpoints(0))
+        assert a.send(1, b"to nobody") is False
+        assert [] == a.heard.down
+        await until(lambda: a.heard.down == [1])
+        assert 1 not in a.links.statistics()
+        # The former peer's own link is cut as well; whether it may come back is the handler's decision.
+        await until(lambda: b.heard.down[:1] == [0])
+        c = Node(world, 2).start()
+        a.links.set_peers(world.endpoints(0, 1, 2))
+        await until(lambda: a.is_up(1) and a.is_up(2) and b.is_up(0) and c.is_up(0))
+        assert a.send(1, b"hello again") is True
+        await until(lambda: len(b.heard.frames) == 1)
+        assert [1, 1, 2] == sorted(peer for peer, _ in a.heard.up)
+        for node in (a, b, c):
+            await node.links.stop()
+
+    world.run(story())
+
+
+def test_peer_that_leaves_and_returns_at_once_is_reported_down_before_it_is_up(world: World) -> None:
+    """Ups and downs of one peer alternate however fast the peers change, with equal calls changing nothing."""
+
+    async def story() -> None:
+        a, b = await pair(world)
+        for _ in range(3):
+            a.links.set_peers(world.endpoints(0))
+            a.links.set_peers(world.endpoints(0, 1))
+            a.links.set_peers(world.endpoints(0, 1))
+        await until(lambda: a.is_up(1) and b.is_up(0) and len(a.heard.order) >= 3)
+        assert ["up", "down"] * (len(a.heard.order) // 2) + ["up"] == a.heard.order
+        assert a.send(1, b"hello") is True
+        await until(lambda: len(b.heard.frames) == 1)
+        await a.links.stop()
+        await b.links.stop()
+
+    world.run(story())
+
+
+# --- streams ---
+
+
+async def take(items: AsyncIterator[bytes], into: list[bytes] | None = None) -> list[bytes]:
+    """Everything a stream brings; ``into`` keeps what came before an error."""
+    taken = [] if into is None else into
+    async for item in items:
+        taken.append(item)
+    return taken
+
+
+def test_stream_of_many_items_arrives_whole_and_in_order_beside_frames(world: World) -> None:
+    """Items from empty to larger than every buffer come as they were made; frames pass meanwhile."""
+
+    async def story() -> None:
+        a, b = await pair(world)
+        for size in (0, 1, 200_000, 5 * MIB):
+            count = 5 if size > MIB else 40
+            fetching = asyncio.ensure_future(take(a.links.fetch(1, b"%d %d" % (count, size))))
+            await asyncio.sleep(0.001)
+            assert a.send(1, b"beside") is True
+            assert [item_of(number, size) for number in range(count)] == await fetching
+        assert (0, 100, b"40 0") == b.heard.asked[0]
+        assert 4 == b.heard.closed
+        await until(lambda: len(b.heard.frames) == 4)
+        assert [] == a.heard.down == b.heard.down
+        await a.links.stop()
+        await b.links.stop()
+
+    world.run(story())
+
+
+def test_stream_that_is_taken_slowly_is_made_slowly(world: World) -> None:
+    """The maker stays a bounded number of bytes ahead of the taker, and stops when the taker closes."""
+
+    async def story() -> None:
+        a, b = await pair(world)
+        items = a.links.fetch(1, b"1000 262144")
+        for _ in range(3):
+            await anext(items)
+        await asyncio.sleep(0.3)
+        # Socket buffers of both ends hold some mebibytes at most; the stream as a whole has 250.
+        assert 3 <= b.heard.made < 100
+        await items.aclose()  # type: ignore[attr-defined]
+        await until(lambda: b.heard.closed == 1)
+        assert b.heard.made < 100
+        await a.links.stop()
+        await b.links.stop()
+
+    world.run(story())
+
+
+def test_stream_the_maker_refuses_or_ends_early_raises_its_text(world: World) -> None:
+    """A `RemoteError` of the maker travels to the taker, after the items that were made."""
+
+    async def story() -> None:
+        a, b = await pair(world)
+        taken: list[bytes] = []
+        with pytest.raises(RemoteError, match="too-old"):
+            await take(a.links.fetch(1, b"3 10 too-old"), taken)
+        assert [item_of(number, 10) for number in range(3)] == taken
+        b.heard.refusal = "a stranger"
+        with pytest.raises(RemoteError, match="a stranger"):
+            await take(a.links.fetch(1, b"3 10"))
+        assert 1 == len(b.heard.asked)
+        with pytest.raises(RemoteError, match="node 9"):
+            await take(a.links.fetch(9, b"3 10"))
+        await a.links.stop()
+        await b.links.stop()
+
+    world.run(story())
+
+
+def test_stream_from_a_peer_that_goes_away_or_is_away_raises(world: World) -> None:
+    """A stream whose maker stops in the middle breaks; one from a peer that is not there does not begin."""
+
+    async def story() -> None:
+        a, b = await pair(world)
+        items = a.links.fetch(1, b"1000 262144")
+        await anext(items)
+        stopping = asyncio.ensure_future(b.links.stop())
+        with pytest.raises(RemoteError, match="node 1"):
+            await take(items)
+        await stopping
+        await until(lambda: b.heard.closed == 1)
+        with pytest.raises(RemoteError, match="node 1"):
+            await take(a.links.fetch(1, b"1 1"))
+        await a.links.stop()
+
+    world.run(story())
+
+
+def test_stream_of_a_node_that_stops_ends_with_an_error_there(world: World) -> None:
+    """`stop` does not wait for a stream that is being taken; who takes it hears so."""
+
+    async def story() -> None:
+        a, b = await pair(world)
+        items = a.links.fetch(1, b"1000 262144")
+        await anext(items)
+        await a.links.stop()
+        with pytest.raises(RemoteError, match="node 1"):
+            await take(items)
+        with pytest.raises(RemoteError, match="node 1"):
+            await take(a.links.fetch(1, b"1 1"))
+        await until(lambda: b.heard.closed == 1)
+        await b.links.stop()
+
+    world.run(story())
+
+
+def test_more_streams_than_a_node_serves_at_once_are_refused_until_one_ends(world: World) -> None:
+    """A fifth stream is refused by name; a place that becomes free is given away again."""
+
+    async def story() -> None:
+        a, b = await pair(world)
+        async with contextlib.AsyncExitStack() as held:
+            for _ in range(4):
+                items = await held.enter_async_context(contextlib.aclosing(a.links.fetch(1, b"1000 262144")))  # type: ignore[type-var]
+                await anext(items)
+            with pytest.raises(RemoteError, match="serves 4 streams already"):
+                await take(a.links.fetch(1, b"1 1"))
+        await until(lambda: b.heard.closed == 4)
+        await asyncio.sleep(0.05)
+        assert [item_of(0, 1)] == await take(a.links.fetch(1, b"1 1"))
+        await a.links.stop()
+        await b.links.stop()
 
     world.run(story())

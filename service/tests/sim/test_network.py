@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvorum.core.errors import RemoteError
 from kvorum.core.ports import Greeting
 from kvorum_sim.loop import VirtualLoop
 from kvorum_sim.network import DEAD_S, SimulatedNetwork
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from kvorum_sim.network import SimulatedLinks
 
 
@@ -44,6 +47,13 @@ class Owner:
         assert (1, 16) == (incarnation, kind)
         assert peer != self.node_id
         self.frames.append(payload)
+
+    async def serve_stream(self, peer: int, incarnation: int, request: bytes) -> AsyncIterator[bytes]:
+        assert peer != self.node_id
+        assert incarnation == 1
+        for number in range(int(request)):
+            yield b"%d" % number
+            await asyncio.sleep(0.1)
 
 
 class Pair:
@@ -133,3 +143,43 @@ def test_network_crashed_node_hears_nothing_and_its_peers_do(pair: Pair) -> None
     assert 1 == len(pair.owners[0].down)
     assert ([], [], []) == (pair.owners[0].frames, pair.owners[1].frames, pair.owners[1].down)
     assert pair.links[1].send(0, 16, (b"from the dead",)) is False
+
+
+@pytest.mark.parametrize("fault", ["crash", "reset", "cut"])
+def test_network_fault_in_the_middle_of_a_stream_ends_it_with_an_error(pair: Pair, fault: str) -> None:
+    """A crash or reset is heard at once; a cut holds items back until the taker's patience is over."""
+
+    taken = []
+
+    async def take() -> None:
+        async for item in pair.links[0].fetch(1, b"1000"):
+            taken.append(item)
+
+    fetching = pair.loop.create_task(take())
+    pair.wait(1)
+    began = pair.loop.time()
+    if fault == "crash":
+        pair.network.crash(1)
+    elif fault == "reset":
+        pair.network.break_link(0, 1)
+    else:
+        pair.network.cut(1, 0)
+    with pytest.raises(RemoteError, match="node 1"):
+        pair.loop.run_until_complete(fetching)
+    ended = pair.loop.time()
+    assert 5 < len(taken) < 15
+    assert (14 < ended - began < 16) if fault == "cut" else ended - began < 0.2
+
+
+def test_network_short_cut_delays_a_stream_and_loses_nothing(pair: Pair) -> None:
+    """What was held back arrives after the cut is healed, in order."""
+
+    async def take() -> list[bytes]:
+        return [item async for item in pair.links[0].fetch(1, b"30")]
+
+    fetching = pair.loop.create_task(take())
+    pair.wait(1)
+    pair.network.cut(1, 0)
+    pair.wait(4)
+    pair.network.heal(1, 0)
+    assert [b"%d" % number for number in range(30)] == pair.loop.run_until_complete(fetching)
