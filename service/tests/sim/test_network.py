@@ -148,7 +148,6 @@ def test_network_crashed_node_hears_nothing_and_its_peers_do(pair: Pair) -> None
 @pytest.mark.parametrize("fault", ["crash", "reset", "cut"])
 def test_network_fault_in_the_middle_of_a_stream_ends_it_with_an_error(pair: Pair, fault: str) -> None:
     """A crash or reset is heard at once; a cut holds items back until the taker's patience is over."""
-
     taken = []
 
     async def take() -> None:
