@@ -2,34 +2,39 @@
 One simulated process: the real rooms of a node, composed as `app.node` composes them, on memory and virtual time.
 
 A crash ends it between two callbacks: nothing it had planned runs any more, its log keeps what was synced, its storage
-engine what was flushed and some prefix of the rest. What survives is the `Disk`.
+engine what was flushed and some prefix of the rest. What survives is the `Disk`. A pause holds everything it had
+planned, and lets it go at once when it ends.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVarTuple, cast
 
+from kvorum.consensus import frames
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
 from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
+from kvorum_sim.disk import SimulatedLog
 from kvorum_sim.loop import BareLoop
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from contextvars import Context
 
     import structlog
 
     from kvorum.core.cluster import Configuration
     from kvorum.core.entries import Entry
-    from kvorum.core.errors import Refusal, StartupError
+    from kvorum.core.errors import Refusal, StartupError, StorageFailedError
     from kvorum.core.ids import Incarnation, Index, NodeId
+    from kvorum.core.machine import Effect, Event, Machine, Send
     from kvorum.core.operations import Applied
+    from kvorum.core.ports import Greeting, PeerHandler, RecoveredLog
     from kvorum.storage.memory_engine import MemoryEngine
-    from kvorum.storage.wal.memory_log import MemoryLog
+    from kvorum_sim.disk import LogDisk
     from kvorum_sim.loop import VirtualLoop
     from kvorum_sim.network import SimulatedNetwork
 
@@ -38,13 +43,19 @@ Ts = TypeVarTuple("Ts")
 WALL_START_MS = 1_700_000_000_000
 """What the wall clock shows when a simulation begins."""
 
+HASH_SPACING: Final = 64
+"""The state is hashed at every multiple of this index, on every node, and compared."""
+
 
 class ProcessLoop(BareLoop):
-    """The loop as one process sees it: what it scheduled dies with it."""
+    """The loop as one process sees it: what it scheduled dies with it, and stands still while it is paused."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
         self.alive = True
+        self.paused = False
+        self.resumed_at = 0.0
+        self._held: list[tuple[Callable[..., object], tuple[object, ...]]] = []
 
     def time(self) -> float:
         """Virtual seconds."""
@@ -76,8 +87,22 @@ class ProcessLoop(BareLoop):
         """Off."""
         return False
 
+    def resume(self) -> None:
+        """Let everything go that a pause held."""
+        self.paused = False
+        self.resumed_at = self._loop.time()
+        held, self._held = self._held, []
+        for callback, args in held:
+            self._loop.call_soon(self._run, callback, args)
+
+    def now_or_held(self, callback: Callable[..., object], *args: object) -> None:
+        """Run it at once, or when a pause is over."""
+        self._run(callback, args)
+
     def _run(self, callback: Callable[..., object], args: tuple[object, ...]) -> None:
-        if self.alive:
+        if self.paused:
+            self._held.append((callback, args))
+        elif self.alive:
             callback(*args)
 
 
@@ -92,6 +117,30 @@ class Witness(Protocol):
         """A process logged something."""
         ...
 
+    def joined(self, process: Process, machine: Machine) -> None:
+        """The machine of a process begins to work."""
+        ...
+
+    def handled(self, process: Process, machine: Machine, event: Event, effects: list[Effect]) -> None:
+        """A machine took one event."""
+        ...
+
+    def sending(self, process: Process, send: Send) -> None:
+        """A message is about to leave."""
+        ...
+
+    def hashed(self, process: Process, index: Index, digest: str) -> None:
+        """The state at an index has this hash."""
+        ...
+
+    def fate(self, process: Process, peer: NodeId) -> tuple[float, ...]:
+        """After how many seconds each copy of a machine's message arrives; none means that it is lost."""
+        ...
+
+    def failed(self, process: Process, error: StorageFailedError) -> None:
+        """A process ends because its disk failed."""
+        ...
+
 
 class _WatchedExecutor(KvStoreExecutor):
     """The real executor, with a witness who sees every entry before it is applied."""
@@ -104,6 +153,72 @@ class _WatchedExecutor(KvStoreExecutor):
     def apply(self, entries: Sequence[Entry]) -> Iterator[list[Applied | Refusal | None] | None]:
         self._witness.applying(self._process, entries)
         return super().apply(entries)
+
+
+class _WatchedConsensus(ConsensusManager):
+    """The real manager, with a witness who sees every event and every message."""
+
+    witness: Witness
+    process: Process
+
+    def become_member(self, recovered: RecoveredLog) -> None:
+        super().become_member(recovered)
+        machine, process, witness = self.machine, self.process, self.witness
+        assert machine is not None
+        witness.joined(process, machine)
+        handle = machine.handle
+
+        def watched(event: Event) -> list[Effect]:
+            effects = handle(event)
+            witness.handled(process, machine, event, effects)
+            return effects
+
+        machine.handle = watched  # type: ignore[method-assign]
+
+    def _transmit(self, send: Send) -> None:
+        if self.speaks:
+            self.witness.sending(self.process, send)
+        super()._transmit(send)
+
+    @property
+    def ticket_base(self) -> int:
+        """What to add to a machine's ticket to have the log's."""
+        return self._ticket_base
+
+
+class _WatchedHandler:
+    """The peering of a process as the network sees it: messages of the machine may be lost, late, or come twice."""
+
+    def __init__(self, handler: PeerHandler, process: Process, witness: Witness) -> None:
+        self._handler = handler
+        self._process = process
+        self._witness = witness
+
+    def greet(self) -> Greeting:
+        return self._handler.greet()
+
+    def admit(self, greeting: Greeting) -> str | None:
+        return self._handler.admit(greeting)
+
+    def link_up(self, peer: NodeId, greeting: Greeting) -> None:
+        self._process.loop.now_or_held(self._handler.link_up, peer, greeting)
+
+    def link_down(self, peer: NodeId, reason: str) -> None:
+        self._process.loop.now_or_held(self._handler.link_down, peer, reason)
+
+    def frame_received(self, peer: NodeId, incarnation: Incarnation, kind: int, payload: bytes) -> None:
+        loop, handler = self._process.loop, self._handler.frame_received
+        if kind != frames.MACHINE:
+            loop.now_or_held(handler, peer, incarnation, kind, payload)
+            return
+        for delay in self._witness.fate(self._process, peer):
+            if delay:
+                loop.call_later(delay, handler, peer, incarnation, kind, payload)
+            else:
+                loop.now_or_held(handler, peer, incarnation, kind, payload)
+
+    def serve_stream(self, peer: NodeId, incarnation: Incarnation, request: bytes) -> AsyncIterator[bytes]:
+        return self._handler.serve_stream(peer, incarnation, request)
 
 
 class _Logger:
@@ -123,7 +238,7 @@ class _Logger:
 class Disk:
     """What outlives a process."""
 
-    log: MemoryLog
+    log: LogDisk
     engine: MemoryEngine
     incarnation: Incarnation
     cluster_id: bytes | None = None
@@ -144,27 +259,39 @@ class Process:
         witness: Witness,
         seed: str,
     ) -> None:
-        """Compose the rooms on what the disk holds; `start` brings them to life."""
+        """
+        Compose the rooms on what the disk holds; `start` brings them to life.
+
+        Raises:
+            StorageFailedError: The log is damaged.
+        """
         disk.boots += 1
         chance = random.Random(f"{seed} node {node_id} boot {disk.boots}")
         self.node_id = node_id
         self.disk = disk
         self.loop = ProcessLoop(loop)
+        self.wall_jump_ms = 0
         self._network = network
         self._chance = chance
+        self._witness = witness
         # Each machine's clocks have their own zero; nothing may compare those of two nodes.
         self._clock_offset = chance.uniform(0, 1e6)
         wall_offset_ms = chance.randrange(-50, 50)
         self.executor = _WatchedExecutor(disk.engine, self, witness)
+        self.log = SimulatedLog.boot(disk.log, self.loop, lambda error: witness.failed(self, error))
         self.links = network.links(node_id, [member.node_id for member in configuration.members])
-        self.consensus = ConsensusManager(
+        start_links = self.links.start
+        self.links.start = lambda handler: start_links(  # type: ignore[method-assign]
+            cast("PeerHandler", _WatchedHandler(handler, self, witness))
+        )
+        self.consensus = _WatchedConsensus(
             ManagerSettings(node_id=node_id, configuration=configuration),
             Surroundings(
                 loop=self.loop,
                 clock=self.clock,
-                wall_ms=lambda: WALL_START_MS + int(loop.time() * 1000) + wall_offset_ms,
+                wall_ms=lambda: WALL_START_MS + int(loop.time() * 1000) + wall_offset_ms + self.wall_jump_ms,
                 randomness=chance,
-                log=disk.log,
+                log=self.log,
                 links=self.links,
                 state=self.executor,
                 flush=self._flush,
@@ -175,6 +302,8 @@ class Process:
                 logger=cast("structlog.typing.FilteringBoundLogger", _Logger(self, witness)),
             ),
         )
+        self.consensus.process = self
+        self.consensus.witness = witness
         self.routing = RoutingManager(RoutingSettings(), self.consensus, self.executor, self.clock)
 
     def __repr__(self) -> str:
@@ -185,6 +314,11 @@ class Process:
         """Whether this process still runs."""
         return self.loop.alive
 
+    @property
+    def paused(self) -> bool:
+        """Whether it stands still."""
+        return self.loop.paused
+
     def clock(self) -> float:
         """Monotonic seconds of this machine."""
         return self.loop.time() + self._clock_offset
@@ -192,24 +326,33 @@ class Process:
     def start(self) -> None:
         """Take part in the cluster."""
         self.consensus.start()
+        self._hash_later()
 
-    def crash(self) -> Disk:
-        """End here and now; returns what the next process finds."""
+    def crash(self, *, power: bool) -> Disk:
+        """End here and now; returns what the next process finds. With ``power`` the page cache stays."""
         assert self.alive, f"{self!r} crashed already"
         self.loop.alive = False
         self._network.crash(self.node_id)
         chance, disk = self._chance, self.disk
-        return Disk(
-            disk.log.crash(syncing_survives=chance.random() < 0.5),
-            disk.engine.crashed(chance.randrange(1000)),
-            disk.incarnation,
-            disk.cluster_id,
-            disk.boots,
-        )
+        if power:
+            disk.log.files.kill()
+        else:
+            disk.log.files.cut_power()
+        engine = disk.engine.crashed(chance.randrange(1000))
+        return Disk(disk.log, engine, disk.incarnation, disk.cluster_id, disk.boots)
 
     def state_hash(self) -> tuple[Index, str]:
         """Applied index and hash of the logical content."""
         return next(found for found in self.executor.state_hash() if found is not None)
+
+    def _hash_later(self) -> None:
+        target = (self.executor.applied_index // HASH_SPACING + 1) * HASH_SPACING
+
+        def reached() -> None:
+            self._witness.hashed(self, *self.state_hash())
+            self._hash_later()
+
+        self.consensus.applier.stop_at(target, reached)
 
     def _flush(self, done: Callable[[], None]) -> None:
         def finished() -> None:

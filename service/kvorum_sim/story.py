@@ -13,8 +13,9 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Final
 
 from kvorum.core.operations import Consistency
+from kvorum_sim.calls import Violation
 from kvorum_sim.linearizability import Kind, Outcome, check
-from kvorum_sim.world import Violation, World
+from kvorum_sim.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

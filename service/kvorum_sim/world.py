@@ -1,9 +1,8 @@
 """
 A whole cluster in one thread: nodes that crash and return, clients on every node, and a witness who forgives nothing.
 
-While the story runs, the witness checks after the fact what must hold at every moment: one leader per term, one entry
-per index for ever, nothing applied that is not durable on the node that applies it, every call decided once and in
-time. What clients saw is kept as a history for `linearizability`.
+While the story runs, the witness checks what must hold at every moment (`inspector`), and keeps what clients saw as
+histories for the judges (`linearizability`, `model`).
 """
 
 from __future__ import annotations
@@ -13,25 +12,32 @@ import math
 import random
 import zlib
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from kvorum.core.cluster import Configuration, Member
 from kvorum.core.codec import encode_delete, encode_set
-from kvorum.core.errors import ErrorCode, Refusal
+from kvorum.core.errors import ErrorCode, StorageFailedError
 from kvorum.core.machine import Role
-from kvorum.core.operations import Applied, Consistency
+from kvorum.core.operations import Consistency
 from kvorum.storage.memory_engine import MemoryEngine
-from kvorum.storage.wal.memory_log import MemoryLog
+from kvorum_sim.calls import Call, Violation
+from kvorum_sim.disk import LogDisk
+from kvorum_sim.inspector import Inspector
 from kvorum_sim.linearizability import Kind, Operation, Outcome
 from kvorum_sim.loop import VirtualLoop
 from kvorum_sim.network import SimulatedNetwork
+from kvorum_sim.probes import Probe
 from kvorum_sim.process import Disk, Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from kvorum.core.entries import Entry
-    from kvorum.core.ids import Index, NodeId, Term
+    from kvorum.core.ids import Index, NodeId
+    from kvorum.core.machine import Effect, Event, Machine, Send
+    from kvorum_sim.disk import Shadow
+
+__all__ = ["REQUEST_TIMEOUT_S", "Violation", "World"]
 
 T = TypeVar("T")
 
@@ -40,13 +46,6 @@ REQUEST_TIMEOUT_S: Final = 10.0
 
 DEADLINE_SLACK_S: Final = 0.5
 """A call may end this much after its deadline (contract section 1.3)."""
-
-UNKNOWN_CODES: Final = frozenset({ErrorCode.TIMEOUT, ErrorCode.INTERNAL})
-"""Refusals of a write that may still have taken effect."""
-
-
-class Violation(AssertionError):  # noqa: N818 - not an error of the program that runs but of the one that is judged
-    """Something that must never happen did."""
 
 
 class World:
@@ -68,19 +67,38 @@ class World:
         self.history: list[Operation] = []
         self.refusals: Counter[tuple[str, str]] = Counter()
         """Why calls were refused: code and text, as clients see them."""
+        self.outcomes: Counter[str] = Counter()
+        """Calls by outcome."""
         self.elections = 0
         self.crashes = 0
+        self.faults: Counter[str] = Counter()
+        """Faults that took effect, by kind."""
+        self.probes: Counter[str] = Counter()
+        self.records: dict[Index, Entry] = {}
+        """Every entry that was ever applied."""
+        self.unknown: list[Index] = []
+        self.inspector = Inspector(self, self.violated)
+        self.loss = 0.0
+        """Share of the machines' messages that are lost."""
+        self.duplication = 0.0
+        """Share of them that come twice."""
+        self.lateness = 0.0
+        """Share of them that are overtaken by others."""
+        self.expected_failures: set[NodeId] = set()
+        """Nodes whose disk was told to fail."""
+        self.refused: set[NodeId] = set()
+        """Nodes that do not start, because their log is damaged."""
+        self._cuts: Counter[tuple[NodeId, NodeId]] = Counter()
         self._configuration = Configuration.of(Member(i, f"node-{i}:9090", f"node-{i}:7090") for i in range(nodes))
         self._processes: dict[NodeId, Process] = {}
         self._disks: dict[NodeId, Disk] = {}
         for node_id in range(nodes):
-            log = MemoryLog(self._timer_of(node_id), sync_delay_s=self.chance.choice((0.0002, 0.001, 0.005, 0.02)))
+            log = LogDisk.drawn(random.Random(f"disk {seed} {node_id}"))
             self._disks[node_id] = Disk(log, MemoryEngine(), self.chance.getrandbits(64) | 1)
-        self._leaders: dict[Term, NodeId] = {}
         self._applied: dict[Index, int] = {}
         """CRC of the record every node must apply at an index."""
         self._call_count = 0
-        self._calls: dict[NodeId, set[_Call]] = {node_id: set() for node_id in range(nodes)}
+        self._calls: dict[NodeId, set[Call]] = {node_id: set() for node_id in range(nodes)}
 
     # --- the story ---
 
@@ -122,14 +140,25 @@ class World:
         """The running process of a node, or None."""
         return self._processes.get(node_id)
 
+    def disk(self, node_id: NodeId) -> Disk:
+        """What outlives the processes of a node."""
+        process = self._processes.get(node_id)
+        return self._disks[node_id] if process is None else process.disk
+
     def leader(self) -> Process | None:
         """The leader that serves; of several that think so, the one of the highest term."""
         leaders = [process for process in self.alive if process.consensus.may_serve]
         return max(leaders, key=lambda process: process.consensus.term, default=None)
 
     def start(self, node_id: NodeId) -> Process:
-        """Start or restart a node on what its disk holds."""
+        """
+        Start or restart a node on what its disk holds.
+
+        Raises:
+            StorageFailedError: Its log is damaged.
+        """
         assert node_id not in self._processes, f"node {node_id} runs already"
+        self.loop.trace(f"start {node_id}")
         process = Process(
             node_id,
             self._configuration,
@@ -140,40 +169,71 @@ class World:
             seed=f"world {self.seed}",
         )
         self._processes[node_id] = process
-        self.loop.trace(f"start {node_id}")
+        if process.log.recovered.torn_bytes:
+            self.probes[Probe.TORN_TAIL] += 1
+        if process.executor.applied_index < process.log.recovered.last_index:
+            self.probes[Probe.REPLAY] += 1
         process.start()
         return process
 
-    def crash(self, node_id: NodeId) -> None:
-        """Kill a node as SIGKILL and a power cut would together: what was not synced is gone."""
+    def crash(self, node_id: NodeId, *, power: bool = False) -> None:
+        """
+        Kill a node.
+
+        Args:
+            node_id: Which one.
+            power: The machine keeps its power, and with it what was written and not synced.
+        """
         process = self._processes.pop(node_id)
         self.loop.trace(f"crash {node_id}")
         self.crashes += 1
-        self._disks[node_id] = process.crash()
+        self._disks[node_id] = process.crash(power=power)
         calls, self._calls[node_id] = self._calls[node_id], set()
         for call in sorted(calls, key=lambda call: call.number):
             call.lost()
 
-    def _timer_of(self, node_id: NodeId) -> Callable[[float, Callable[[], None]], object]:
-        """Timers of whichever process runs on this disk at the time."""
+    def pause(self, node_id: NodeId) -> None:
+        """A node stands still, with all that is on its way to it."""
+        process = self._processes[node_id]
+        assert not process.paused, f"{process!r} is paused already"
+        self.loop.trace(f"pause {node_id}")
+        process.loop.paused = True
+        for other in self.node_ids:
+            if other != node_id:
+                self.cut(node_id, other)
+                self.cut(other, node_id)
 
-        def call_later(delay: float, callback: Callable[[], None]) -> object:
-            return self._processes[node_id].loop.call_later(delay, callback)
+    def resume(self, node_id: NodeId, boots: int) -> None:
+        """It goes on, if it is still the same process."""
+        for other in self.node_ids:
+            if other != node_id:
+                self.heal(node_id, other)
+                self.heal(other, node_id)
+        process = self._processes.get(node_id)
+        if process is not None and process.disk.boots == boots and process.paused:
+            self.loop.trace(f"resume {node_id}")
+            process.loop.resume()
 
-        return call_later
+    def cut(self, sender: NodeId, receiver: NodeId) -> None:
+        """From now on nothing passes in this one direction, until as many `heal` it as have cut it."""
+        self._cuts[sender, receiver] += 1
+        self.network.cut(sender, receiver)
+
+    def heal(self, sender: NodeId, receiver: NodeId) -> None:
+        """Take one cut back."""
+        self._cuts[sender, receiver] -= 1
+        if self._cuts[sender, receiver] <= 0:
+            del self._cuts[sender, receiver]
+            self.network.heal(sender, receiver)
 
     # --- clients ---
 
     async def get(self, client: int, node_id: NodeId, key: bytes, level: str = Consistency.READ_INDEX) -> Operation:
         """Read a key through a node and note what came of it."""
-        process = self._processes.get(node_id)
-        if process is None:
-            return await self._unreachable(client, Kind.GET, key, None)
-        call = self._call(process, client, Kind.GET, key, None)
-        clock = process.clock()
-        if process.routing.read(level, call, clock, clock + REQUEST_TIMEOUT_S):
-            call.serve()
-        return await self._decision(call)
+        invoked = self.now()
+        outcome, call = await self.read(node_id, f"get {key!r}", lambda process: process.executor.get(b"", key), level)
+        result = None if call is None else call.result
+        return self._note(Operation(client, key, Kind.GET, None, result, invoked, self.now(), outcome))
 
     async def set(self, client: int, node_id: NodeId, key: bytes, value: bytes) -> Operation:
         """Write a key through a node and note what came of it."""
@@ -186,46 +246,95 @@ class World:
     async def _write(
         self, client: int, node_id: NodeId, kind: str, key: bytes, value: bytes | None, body: bytes
     ) -> Operation:
+        invoked = self.now()
+        outcome, _ = await self.write(node_id, f"{kind} {key!r}", body)
+        returned = math.inf if outcome == Outcome.UNKNOWN else self.now()
+        return self._note(Operation(client, key, kind, value, None, invoked, returned, outcome))
+
+    async def read(
+        self, node_id: NodeId, what: str, look: Callable[[Process], Any], level: str = Consistency.READ_INDEX
+    ) -> tuple[str, Call | None]:
+        """Look at the newest state through a node; the outcome, and the call unless nobody listened."""
+
+        def begin(process: Process, call: Call) -> None:
+            clock = process.clock()
+            if process.routing.read(level, call, clock, clock + REQUEST_TIMEOUT_S):
+                call.serve()
+
+        return await self._ask(node_id, what, begin, look)
+
+    async def read_at(
+        self, node_id: NodeId, what: str, version: Index, look: Callable[[Process], Any]
+    ) -> tuple[str, Call | None]:
+        """Look at the state of a version through a node."""
+
+        def begin(process: Process, call: Call) -> None:
+            clock = process.clock()
+            if process.routing.read_at(version, call, clock, clock + REQUEST_TIMEOUT_S):
+                call.serve()
+
+        return await self._ask(node_id, what, begin, look)
+
+    async def write(self, node_id: NodeId, what: str, body: bytes) -> tuple[str, Call | None]:
+        """Write through a node."""
+
+        def begin(process: Process, call: Call) -> None:
+            clock = process.clock()
+            process.routing.write(body, call, clock, clock + REQUEST_TIMEOUT_S)
+
+        return await self._ask(node_id, what, begin, None)
+
+    async def _ask(
+        self,
+        node_id: NodeId,
+        what: str,
+        begin: Callable[[Process, Call], None],
+        look: Callable[[Process], Any] | None,
+    ) -> tuple[str, Call | None]:
         process = self._processes.get(node_id)
         if process is None:
-            return await self._unreachable(client, kind, key, value)
-        call = self._call(process, client, kind, key, value)
-        clock = process.clock()
-        process.routing.write(body, call, clock, clock + REQUEST_TIMEOUT_S)
-        return await self._decision(call)
-
-    async def _unreachable(self, client: int, kind: str, key: bytes, value: bytes | None) -> Operation:
-        """Nobody listens there: certainly nothing happened."""
-        invoked = self.now()
-        await asyncio.sleep(self.network.delay())
-        return self._note(Operation(client, key, kind, value, None, invoked, self.now(), Outcome.FAILED))
-
-    def _call(self, process: Process, client: int, kind: str, key: bytes, value: bytes | None) -> _Call:
+            # Nobody listens there: certainly nothing happened.
+            await asyncio.sleep(self.network.delay())
+            self.outcomes["unreachable"] += 1
+            return Outcome.FAILED, None
         self._call_count += 1
-        call = _Call(self._call_count, process, client, kind, key, value, self.now(), self.loop.create_future())
-        self._calls[process.node_id].add(call)
-        return call
+        bound = None if look is None else (lambda: look(process))
+        call = Call(self._call_count, process, what, self.loop.create_future(), bound)
+        self._calls[node_id].add(call)
+        process.loop.now_or_held(begin, process, call)
+        outcome = await self._decision(call)
+        self.outcomes[outcome] += 1
+        self.loop.trace(f"{call!r} {outcome} {call.index} {call.result!r}")
+        return outcome, call
 
-    async def _decision(self, call: _Call) -> Operation:
+    async def _decision(self, call: Call) -> str:
         """
         Wait for the outcome of a call.
 
         Raises:
             Violation: It is not there in time.
         """
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S + DEADLINE_SLACK_S):
-                outcome, result = await call.decision
-        except TimeoutError:
-            self._violated(f"{call!r} is undecided {DEADLINE_SLACK_S} s after its deadline")
+        end = self.now() + REQUEST_TIMEOUT_S + DEADLINE_SLACK_S
+        while True:
+            try:
+                async with asyncio.timeout_at(end):
+                    outcome = await asyncio.shield(call.decision)
+                break
+            except TimeoutError:
+                if not call.process.paused and self.now() > call.process.loop.resumed_at + DEADLINE_SLACK_S:
+                    self.violated(f"{call!r} is undecided {DEADLINE_SLACK_S} s after its deadline")
+                end = self.now() + DEADLINE_SLACK_S
         self._calls[call.process.node_id].discard(call)
         if call.refusal is not None:
             self.refusals[call.refusal.code, call.refusal.text] += 1
             self.loop.trace(f"{call!r} {call.refusal!r}")
-        returned = math.inf if outcome == Outcome.UNKNOWN else self.now()
-        return self._note(
-            Operation(call.client, call.key, call.kind, call.value, result, call.invoked, returned, outcome)
-        )
+            if call.refusal.code == ErrorCode.CONFLICT:
+                self.probes[Probe.CONFLICT] += 1
+            elif call.refusal.code == ErrorCode.UNAVAILABLE:
+                self.probes[Probe.NO_LEADER] += 1
+        if outcome == Outcome.UNKNOWN:
+            self.probes[Probe.WRITE_UNKNOWN] += 1
+        return outcome
 
     def _note(self, operation: Operation) -> Operation:
         self.loop.trace(str(operation))
@@ -234,35 +343,84 @@ class World:
 
     # --- process.Witness ---
 
+    def shadow(self, node_id: NodeId) -> Shadow | None:
+        """What is durable on a node's disk."""
+        disk = self._disks.get(node_id)
+        return None if disk is None else disk.log.shadow
+
+    def joined(self, process: Process, machine: Machine) -> None:
+        """A machine begins to work."""
+        self.inspector.joined(process, machine)
+
+    def handled(self, process: Process, machine: Machine, event: Event, effects: list[Effect]) -> None:
+        """Check everything that one event may have broken."""
+        del effects
+        self.inspector.handled(process, machine, event)
+
+    def sending(self, process: Process, send: Send) -> None:
+        """Nothing leaves before what it promises is durable."""
+        self.inspector.sending(process, send)
+
+    def hashed(self, process: Process, index: Index, digest: str) -> None:
+        """Equal indexes, equal states."""
+        self.inspector.hashed(process, index, digest)
+
+    def fate(self, process: Process, peer: NodeId) -> tuple[float, ...]:
+        """What becomes of one message of a machine."""
+        del process, peer
+        if not (self.loss or self.duplication or self.lateness):
+            return (0.0,)
+        draw = self.chance.random
+        if draw() < self.loss:
+            return ()
+        first = self.chance.expovariate(20) if draw() < self.lateness else 0.0
+        return (first, self.chance.expovariate(5)) if draw() < self.duplication else (first,)
+
+    def failed(self, process: Process, error: StorageFailedError) -> None:
+        """The disk failed: the process ends, as the real one would, and the fault must have been ours."""
+        node_id = process.node_id
+        if node_id not in self.expected_failures:
+            self.violated(f"{process!r} ends although its disk is well: {error}")
+        self.expected_failures.discard(node_id)
+        self.probes[Probe.DISK_FAILED] += 1
+        if self._processes.get(node_id) is process:
+            self.crash(node_id, power=self.chance.random() < 0.5)
+
     def applying(self, process: Process, entries: Sequence[Entry]) -> None:
         """Every node applies the same record at an index, for ever, and only what its own disk holds."""
         if not process.alive:
-            self._violated(f"{process!r} applies after its crash")
+            self.violated(f"{process!r} applies after its crash")
         expected = process.executor.applied_index + 1
         for entry in entries:
             if entry.index != expected:
-                self._violated(f"{process!r} applies {entry!r} where index {expected} comes next")
+                self.violated(f"{process!r} applies {entry!r} where index {expected} comes next")
             expected += 1
             digest = zlib.crc32(entry.record)
             if self._applied.setdefault(entry.index, digest) != digest:
-                self._violated(f"{process!r} applies {entry!r}, but another node applied something else there")
+                self.violated(f"{process!r} applies {entry!r}, but another node applied something else there")
+            self.records.setdefault(entry.index, entry)
         last = entries[-1]
-        if process.disk.log.statistics()["last_index"] < last.index:
-            self._violated(f"{process!r} applies {last!r}, which is not durable there")
-        if process.disk.log.read(last.index, last.index, 1) != [last]:
-            self._violated(f"{process!r} applies {last!r}, but its log holds another entry there")
+        if process.disk.log.shadow.term_at(last.index) != last.term and not process.disk.log.lying:
+            self.violated(f"{process!r} applies {last!r}, which is not durable there")
+        self.inspector.applied(process, list(entries))
 
     def said(self, process: Process, event: str, fields: dict[str, object]) -> None:
-        """Trace the log lines of all nodes; from one of them, learn who leads."""
+        """Trace the log lines of all nodes; from some of them, learn what happened."""
         self.loop.trace(f"{process!r} {event} {sorted(fields.items())!r}")
         if event == "leadership changed" and fields["role"] == Role.LEADER:
             self.elections += 1
-            term = fields["term"]
-            assert isinstance(term, int)
-            if self._leaders.setdefault(term, process.node_id) != process.node_id:
-                self._violated(f"{process!r} leads term {term}, but so does node {self._leaders[term]}")
+        elif event.startswith("disk full"):
+            self.probes[Probe.DISK_FULL] += 1
+        elif event.startswith("a sync of the log hangs"):
+            self.probes[Probe.SYNC_HANGS] += 1
 
-    def _violated(self, what: str) -> NoReturn:
+    def violated(self, what: str) -> NoReturn:
+        """
+        End the run.
+
+        Raises:
+            Violation: Always.
+        """
         msg = f"seed {self.seed}, {self.now():.6f} s: {what}"
         raise Violation(msg)
 
@@ -278,6 +436,8 @@ class World:
         return all(
             process.consensus.term == leader.consensus.term
             and process.executor.applied_index == machine.last_index == machine.commit_index
+            and process.consensus.machine is not None
+            and process.consensus.machine.commit_index == machine.commit_index
             for process in self.alive
         )
 
@@ -290,63 +450,4 @@ class World:
         """
         hashes = {process.node_id: process.state_hash() for process in self.alive}
         if len(set(hashes.values())) != 1:
-            self._violated(f"the states of the nodes differ: {hashes}")
-
-
-class _Call:
-    """One request of a client, as the port's `PendingWrite` and `PendingRead`; it must be answered exactly once."""
-
-    def __init__(
-        self,
-        number: int,
-        process: Process,
-        client: int,
-        kind: str,
-        key: bytes,
-        value: bytes | None,
-        invoked: float,
-        decision: asyncio.Future[tuple[str, bytes | None]],
-    ) -> None:
-        self.number = number
-        self.process = process
-        self.client = client
-        self.kind = kind
-        self.key = key
-        self.value = value
-        self.invoked = invoked
-        self.decision = decision
-        self.refusal: Refusal | None = None
-
-    def __repr__(self) -> str:
-        return f"call {self.number}: {self.kind} {self.key!r} through {self.process!r}"
-
-    def decided(self, index: Index, outcome: Applied | Refusal) -> None:
-        """A write was applied or refused."""
-        if isinstance(outcome, Applied):
-            assert index > 0
-            self._answer(Outcome.OK)
-        else:
-            self.refusal = outcome
-            unknown = index == 0 and outcome.code in UNKNOWN_CODES
-            self._answer(Outcome.UNKNOWN if unknown else Outcome.FAILED)
-
-    def serve(self) -> None:
-        """A read may be served now."""
-        self._answer(Outcome.OK, self.process.executor.get(b"", self.key))
-
-    def refused(self, refusal: Refusal) -> None:
-        """A read will not be served."""
-        self.refusal = refusal
-        self._answer(Outcome.FAILED)
-
-    def lost(self) -> None:
-        """The node died under the call: its client sees a broken connection."""
-        if not self.decision.done():
-            self.decision.set_result((Outcome.FAILED if self.kind == Kind.GET else Outcome.UNKNOWN, None))
-
-    def _answer(self, outcome: str, result: bytes | None = None) -> None:
-        assert self.process.alive, f"{self!r} is answered by a dead process"
-        if self.decision.done():
-            msg = f"{self!r} is answered twice"
-            raise Violation(msg)
-        self.decision.set_result((outcome, result))
+            self.violated(f"the states of the nodes differ: {hashes}")

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvorum.core.operations import Consistency
-from kvorum.storage.wal.memory_log import MemoryLog
+from kvorum_sim.disk import LogDisk
 from kvorum_sim.linearizability import Outcome
 from kvorum_sim.story import CLIENTS, OPERATIONS, Plan, tell
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterable
-
-    from kvorum.core.entries import EntryBatch, HardState
-    from kvorum.core.ids import Ticket
 
 ROUGH = Plan(leader_crashes=2, disturbances=4)
 
@@ -92,14 +90,13 @@ def test_story_with_local_reads_is_convicted() -> None:
 
 
 def test_story_with_a_disk_that_lies_is_convicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a log reports durable what it has not synced, a power cut loses acknowledged writes, and it is noticed."""
+    """When a log reports durable what it has not synced, the first message that relies on it is noticed."""
+    drawn = LogDisk.drawn
 
-    def append(self: MemoryLog, ticket: Ticket, hard_state: HardState | None, batch: EntryBatch | None) -> None:
-        self._queued.append((ticket, hard_state, batch))
-        self._begin_group()
-        on_durable = self._on_durable
-        assert on_durable is not None
-        self._call_later(0.0, lambda: on_durable(ticket))
+    def lying(chance: random.Random) -> LogDisk:
+        disk = drawn(chance)
+        disk.lying = True
+        return disk
 
-    monkeypatch.setattr(MemoryLog, "append", append)
-    assert any(tell_all(range(10), Plan(blackouts=2)))
+    monkeypatch.setattr(LogDisk, "drawn", lying)
+    assert all(tell_all(range(5), Plan(blackouts=2)))

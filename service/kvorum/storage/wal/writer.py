@@ -86,7 +86,7 @@ class SegmentWriter:
         descriptor = self._system.create(path)
         try:
             self._system.allocate(descriptor, 0, size)
-            self._system.write(descriptor, [encode_file_header(number, salt)], 0)
+            self._write_fully(descriptor, [encode_file_header(number, salt)], 0)
             with _no_second_chance(path):
                 self._system.sync_file(descriptor)
                 self._system.sync_directory(self._directory)
@@ -119,18 +119,21 @@ class SegmentWriter:
         if end > zeroed:
             zeroed = min(self._allocated, end + ZEROED_BYTES)
             buffers.append(_ZEROS[: zeroed - end])
-        written = self._system.write(self._descriptor, buffers, offset)
-        if written < size:
-            self._write_rest(b"".join(buffers), offset, written)
+        self._write_fully(self._descriptor, buffers, offset)
         self._zeroed = zeroed
         return offset, end
 
-    def _write_rest(self, data: bytes, offset: int, written: int) -> None:
-        while written < len(data):
-            more = self._system.write(self._descriptor, [memoryview(data)[written:]], offset + written)
-            if not more:
-                raise OSError(errno.ENOSPC, "nothing was written")
-            written += more
+    def _write_fully(self, descriptor: int, buffers: list[bytes | memoryview], offset: int) -> None:
+        """Write all of it: the system may take less at once, of a file header as of a group."""
+        size = sum(map(len, buffers))
+        written = self._system.write(descriptor, buffers, offset)
+        if written < size:
+            data = b"".join(buffers)
+            while written < len(data):
+                more = self._system.write(descriptor, [memoryview(data)[written:]], offset + written)
+                if not more:
+                    raise OSError(errno.ENOSPC, "nothing was written")
+                written += more
 
     def sync(self) -> None:
         """
