@@ -28,6 +28,9 @@ FLUSH_ENTRIES: Final = 50_000
 FLUSH_BYTES: Final = 64 * 1024 * 1024
 """How much may be applied beyond the durable index: bounds the replay after a crash (architecture section 4)."""
 
+FLUSH_S: Final = 30.0
+"""What is applied becomes durable within this time however little it is: bounds the replay by time as well."""
+
 STALL_RETRY_S: Final = 0.005
 """How long a stalled engine is left alone before the same group is tried again."""
 
@@ -43,6 +46,8 @@ class Applier:
         *,
         on_applied: Callable[[Sequence[Entry], Sequence[Applied | Refusal | None]], None],
         flush: Callable[[Callable[[], None]], None],
+        on_flushed: Callable[[], None] = lambda: None,
+        flush_entries: int = FLUSH_ENTRIES,
     ) -> None:
         """
         Wire it up.
@@ -53,21 +58,27 @@ class Applier:
             clock: Monotonic seconds.
             on_applied: Called with each applied group and its outcomes, the state showing all of it.
             flush: Makes everything applied so far durable in the background, then calls back on the loop.
+            on_flushed: Called when the durable index has moved.
+            flush_entries: Entries applied beyond the durable index after which a flush begins.
         """
         self._machine = machine
         self._loop = loop
         self._clock = clock
         self._on_applied = on_applied
         self._flush = flush
+        self._on_flushed = on_flushed
+        self._flush_entries = flush_entries
         self._queue: deque[EntryBatch] = deque()
         self._steps: Iterator[list[Applied | Refusal | None] | None] | None = None
         self._scheduled = False
         self._slicing = False
         self._halted = False
+        self._paused = False
         self._stops: list[tuple[Index, Callable[[], None]]] = []
         self._flushing = False
         self._unflushed_entries = 0
         self._unflushed_bytes = 0
+        self._last_flush = clock()
         self.stalled = False
         self.stalls_total = 0
         self.flushes_total = 0
@@ -91,6 +102,32 @@ class Applier:
     def halt(self) -> None:
         """Apply nothing more: the storage is about to close. What is left is replayed by the next process."""
         self._halted = True
+
+    def pause(self) -> None:
+        """Apply nothing until `go_on` or `restart`; what comes meanwhile is queued."""
+        self._paused = True
+
+    def go_on(self) -> None:
+        """Go on where `pause` stopped."""
+        if self._paused:
+            self._paused = False
+            self.pump()
+
+    def restart(self, index: Index) -> None:
+        """
+        Go on behind ``index``, which an installed snapshot made the applied and the durable one.
+
+        What is queued lies below it, or was never committed.
+        """
+        assert not self.flushing, "a flush reports on the store it was begun with"
+        self._queue.clear()
+        self._steps = None
+        self.stalled = False
+        self._unflushed_entries = self._unflushed_bytes = 0
+        self.durable_index = index
+        self._paused = False
+        while self._stops and self._stops[0][0] <= index:
+            self._stops.pop(0)[1]()
 
     def stop_at(self, index: Index, reached: Callable[[], None]) -> None:
         """
@@ -118,7 +155,7 @@ class Applier:
 
     def _slice(self) -> None:
         """One slice of the group at the head."""
-        if not self._queue or self._halted:
+        if not self._queue or self._halted or self._paused:
             return
         started = self._clock()
         if self._steps is None:
@@ -157,18 +194,30 @@ class Applier:
     def _note_unflushed(self, entries: Sequence[Entry]) -> None:
         self._unflushed_entries += len(entries)
         self._unflushed_bytes += entry_bytes(entries)
-        if self._unflushed_entries >= FLUSH_ENTRIES or self._unflushed_bytes >= FLUSH_BYTES:
+        if self._unflushed_entries >= self._flush_entries or self._unflushed_bytes >= FLUSH_BYTES:
             self.flush_now()
 
     def flush_now(self) -> None:
         """Begin to make everything applied so far durable, unless that is under way."""
-        if not self._flushing:
+        if not self._flushing and not self._paused and not self._halted:
             self._flushing = True
             self._unflushed_entries = self._unflushed_bytes = 0
+            self._last_flush = self._clock()
             reached = self._machine.applied_index
             self._flush(lambda: self._flushed(reached))
+
+    def tick(self, now: float) -> None:
+        """A few times a second: flush what little there is once in a while, so that a restart replays little."""
+        if self._unflushed_entries and now - self._last_flush >= FLUSH_S:
+            self.flush_now()
+
+    @property
+    def flushing(self) -> bool:
+        """Whether a flush is under way."""
+        return self._flushing
 
     def _flushed(self, reached: Index) -> None:
         self._flushing = False
         self.flushes_total += 1
         self.durable_index = reached
+        self._on_flushed()

@@ -26,6 +26,10 @@ READ_INDEX: Final = 19
 READ_INDEX_REPLY: Final = 20
 REPORT: Final = 21
 """What a node tells every peer about itself, once per health check interval and at each new link."""
+SNAPSHOT_OFFER: Final = 22
+"""The receiver needs entries that are gone: it should fetch the sender's state."""
+SNAPSHOT_DONE: Final = 23
+"""Answer to an offer, once it is over: the index installed, or 0."""
 
 _FORWARD_HEAD: Final = struct.Struct(">BQQHB")
 _FORWARD_ITEM: Final = struct.Struct(">II")

@@ -469,9 +469,17 @@ class Proposals:
             if isinstance(item, _Proposal):
                 item.pending.decided(0, Refusal(ErrorCode.UNAVAILABLE, "this node is shutting down; use another one"))
 
+    def snapshot_installed(self) -> None:
+        """Whether what was sent is in the log can no longer be seen: it may be part of the snapshot."""
+        self._give_up_outstanding()
+        self._host.flush_soon()
+
     def abandon(self) -> None:
         """End of the process: what waits was never sent, what was sent is unknown."""
         self.shut_down()
+        self._give_up_outstanding()
+
+    def _give_up_outstanding(self) -> None:
         outstanding, self._outstanding = self._outstanding, {}
         for proposal in outstanding.values():
             proposal.pending.decided(0, Refusal(ErrorCode.TIMEOUT, _EXPIRED_TEXT))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvorum.core.cluster import Configuration
     from kvorum.core.errors import StartupError
     from kvorum.core.ids import Incarnation, NodeId
-    from kvorum.core.ports import Log, PeerLinks, StateMachine
+    from kvorum.core.ports import Log, PeerLinks, StagingArea, StateMachine
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,12 @@ class ManagerSettings:
     node_timeout_s: float = 10.0
     health_check_interval_s: float = 1.0
     retention: RetentionSettings = RetentionSettings()  # noqa: RUF009 - frozen, so one shared default is safe
+    retain_entries: int = 10_000
+    """Log entries kept behind the durable applied index, for followers that lag."""
+    retain_bytes: int = 256 * 1024 * 1024
+    """A longer log is cut up to the durable applied index, whoever lags."""
+    flush_entries: int = 50_000
+    """Entries applied beyond the durable index after which the store is flushed."""
     version: str = "0"
 
 
@@ -61,3 +67,5 @@ class Surroundings:
     on_refused: Callable[[StartupError], None]
     """This node may not join; the process must end with this message."""
     logger: structlog.typing.FilteringBoundLogger
+    staging: StagingArea | None = None
+    """Where an incoming snapshot becomes the next store; without it a node neither sends nor takes snapshots."""

@@ -87,7 +87,6 @@ class KvStoreExecutor:
         self._retries = 0
         self.entry_time_ms = 0
         """Time of the newest entry applied by this process; 0 before the first."""
-        self.sweeper = Sweeper(engine, self._state)
 
     def _attach(self, engine: StorageEngine) -> None:
         """Everything that is read from an engine once and then kept in memory."""
@@ -97,6 +96,7 @@ class KvStoreExecutor:
         self._families = FamilyCatalogue.load(engine)
         self._sessions = Sessions(engine)
         self.applied_index: Index = self._state.applied_index
+        self.sweeper = Sweeper(engine, self._state)
 
     def replace(self, engine: StorageEngine) -> None:
         """
