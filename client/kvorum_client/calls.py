@@ -13,6 +13,7 @@ from kvorum_client.errors import (
     InvalidRequestError,
     KvorumError,
     OutcomeUnknownError,
+    ProtocolViolationError,
     ReadTimeoutError,
     UnavailableError,
 )
@@ -20,10 +21,11 @@ from kvorum_client.leader import LeaderTracker
 from kvorum_client.pool import NodePool, connect_tcp
 from kvorum_client.results import Member, NodeStatus
 from kvorum_client.retry import Backoff, CallKind, Deadline, Retry, error_of, rule_of
+from kvorum_client.sessions import Sessions, random_client_id
 from kvorum_client.wire import Method
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from random import Random
 
     from kvorum_client.connection import Connection
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 ATTEMPTS_MAX: Final = 100
 """Attempts of one call, whatever its budget: back-off reaches a second long before."""
+
+_DECIDED_BY_APPLY: Final = frozenset({"CONFLICT", "TRANSACTION_TOO_OLD", "FUTURE_VERSION"})
+"""Refusals of a write that only the log can give: they stand for the whole request, whatever its attempts said."""
 
 _CONFIGURED_REST: Final = Backoff(first_s=0.05, longest_s=2.0)
 _LEARNED_REST: Final = Backoff(first_s=2.0, longest_s=60.0)
@@ -66,15 +71,23 @@ class Settings:
     in_flight_max: int
     leader_refresh_s: float
     discovery_interval_s: float
+    exactly_once: bool = True
 
 
 class Caller:
     """Carries calls out over the pools of all nodes."""
 
     def __init__(
-        self, endpoints: Sequence[str], settings: Settings, *, connector: Connector | None, random: Random
+        self,
+        endpoints: Sequence[str],
+        settings: Settings,
+        *,
+        connector: Connector | None,
+        random: Random,
+        new_client_id: Callable[[], bytes] = random_client_id,
     ) -> None:
         self.settings = settings
+        self._sessions = Sessions(new_client_id) if settings.exactly_once else None
         self.random = random
         self._connector = connector or connect_tcp
         self._methods = {name: (Method(name, stem), kind) for name, (stem, kind) in _METHODS.items()}
@@ -118,13 +131,38 @@ class Caller:
         """
         Make a call at whichever node can do it, and return the successful reply struct.
 
+        A write carries the same identity in all its attempts and so takes effect once at most, unless the client was
+        told to go without.
+
         Raises:
-            KvorumError: As the error table says; `OutcomeUnknownError` for a write that may have been done, unless
-                ``retry_unknown``: then it is repeated like a read.
+            KvorumError: As the error table says; `OutcomeUnknownError` for a write that may have been done when its
+                time is over, or, without an identity and without ``retry_unknown``, at once.
         """
         method, kind = self._methods[name]
         deadline = Deadline(self.settings.timeout_s if timeout_s is None else timeout_s)
-        only_once = kind is CallKind.WRITE and not retry_unknown
+        if kind is not CallKind.WRITE or self._sessions is None:
+            return await self._call(
+                method, kind, fields, deadline, prefer_leader=prefer_leader, repeatable=retry_unknown
+            )
+        lane, request_id = await self._sessions.acquire(deadline)
+        try:
+            fields = fields | {"client_id": lane.client_id, "request_id": request_id}
+            return await self._call(method, kind, fields, deadline, prefer_leader=prefer_leader, repeatable=True)
+        finally:
+            self._sessions.release(lane, request_id)
+
+    async def _call(
+        self,
+        method: Method,
+        kind: CallKind,
+        fields: dict[str, object],
+        deadline: Deadline,
+        *,
+        prefer_leader: bool,
+        repeatable: bool,
+    ) -> Any:
+        """All attempts of one call; a write that may have been done is tried again only if it is ``repeatable``."""
+        only_once = kind is CallKind.WRITE and not repeatable
         attempt_s = deadline.remaining if only_once else self.settings.attempt_timeout_s
         avoid: set[str] = set()
         problem: KvorumError | None = None
@@ -146,7 +184,8 @@ class Caller:
                 problem = failure
             retry = self._judge(problem, kind, pool)
             if retry is Retry.UNKNOWN:
-                if not retry_unknown or self._closed:
+                # A peer that does not speak the contract will not learn it within the budget.
+                if not repeatable or self._closed or isinstance(problem, ProtocolViolationError):
                     raise _as_unknown(problem) from problem
                 unknown = True
                 retry = Retry.ELSEWHERE
@@ -157,7 +196,9 @@ class Caller:
             if retry is Retry.PAUSE:
                 pauses += 1
                 await self._pause(pauses, deadline)
-        raise _final(problem, name, kind, unknown=unknown)
+        if "client_id" in fields and problem is not None and problem.code in _DECIDED_BY_APPLY:
+            unknown = False
+        raise _final(problem, method.name, kind, unknown=unknown)
 
     def _judge(self, problem: KvorumError, kind: CallKind, pool: NodePool) -> Retry:
         """Say what to do about a failed attempt, and note what it teaches about the leader."""

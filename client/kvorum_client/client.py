@@ -10,6 +10,7 @@ from kvorum_client.calls import Caller, Settings
 from kvorum_client.errors import InvalidRequestError, KvorumError
 from kvorum_client.results import ClusterHealth, KeyValue, NodeHealth
 from kvorum_client.retry import Backoff
+from kvorum_client.sessions import random_client_id
 from kvorum_client.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -45,8 +46,12 @@ class KvorumClient:
         consistency: Read level for get, get_range, scan and get_read_version; None leaves it to the node.
         connections_max: Connections to one node.
         in_flight_max: Calls on one connection whose reply has not come yet.
+        exactly_once: Give every write an identity, so that it is repeated after a lost reply and still takes effect
+            once. Without, a write whose reply is lost ends as `OutcomeUnknownError` at once.
         connector: Opens connections; default TCP on the running loop.
         random: Source of jitter and of choices among equal nodes; a seeded one makes a run repeatable.
+        new_client_id: Draws the 16 bytes that identify this client to the cluster. No two clients may share them, so
+            leave it alone outside of simulations.
     """
 
     def __init__(
@@ -59,8 +64,10 @@ class KvorumClient:
         consistency: str | None = None,
         connections_max: int = 8,
         in_flight_max: int = 256,
+        exactly_once: bool = True,
         connector: Connector | None = None,
         random: Random | None = None,
+        new_client_id: Callable[[], bytes] = random_client_id,
     ) -> None:
         if isinstance(endpoints, str) or not endpoints:
             text = "endpoints must be a list of host:port with at least one entry"
@@ -75,12 +82,14 @@ class KvorumClient:
             in_flight_max=in_flight_max,
             leader_refresh_s=5.0,
             discovery_interval_s=0.1,
+            exactly_once=exactly_once,
         )
         self._caller = Caller(
             endpoints,
             self._settings,
             connector=connector,
             random=random or Random(),
+            new_client_id=new_client_id,
         )
 
     async def __aenter__(self) -> Self:
@@ -126,12 +135,13 @@ class KvorumClient:
             key: 1 to 10,240 bytes.
             value: May be empty.
             family: Column family; None is the default one.
-            retry_unknown: Repeat the write also if an attempt may have been done. Harmless unless somebody else
-                writes the key in between: then the repetition overwrites theirs.
+            retry_unknown: Matters only without ``exactly_once``: repeat the write also if an attempt may have been
+                done. Harmless unless somebody else writes the key in between: then the repetition overwrites theirs.
             timeout_s: Time budget instead of the client's.
 
         Raises:
-            OutcomeUnknownError: The write may have been done, or may still be.
+            OutcomeUnknownError: No attempt said in time what became of the write: it may have been done, or may
+                still be, once.
         """
         fields: dict[str, object] = {"key": key, "value": value, "column_family": family}
         await self._caller.call("setKey", fields, timeout_s=timeout_s, retry_unknown=retry_unknown)

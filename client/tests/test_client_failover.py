@@ -48,6 +48,14 @@ async def client(nodes):
         yield made
 
 
+@pytest.fixture
+async def unnamed(nodes):
+    """A client whose writes carry no identity."""
+    endpoints = [node.endpoint for node in nodes]
+    async with KvorumClient(endpoints, timeout_s=3.0, exactly_once=False, random=Random(1)) as made:
+        yield made
+
+
 async def test_set_goes_to_the_leader(nodes, client):
     """The node that says it leads gets the writes, with the time left."""
     for _ in range(5):
@@ -100,26 +108,27 @@ async def test_set_certainly_not_applied_is_tried_again(nodes, client, code):
 
 
 @pytest.mark.parametrize("code", ["TIMEOUT", "INTERNAL", "CODE_OF_A_LATER_RELEASE"])
-async def test_set_possibly_applied_is_not_tried_again(nodes, client, code):
+async def test_set_possibly_applied_is_not_tried_again_without_identity(nodes, unnamed, code):
     """A write that may have been done is reported, once, unless the caller allows the repetition."""
     nodes[0].on("setKey", [write_refused(code), OK])
     with pytest.raises(OutcomeUnknownError) as caught:
-        await client.set(b"k", b"v")
+        await unnamed.set(b"k", b"v")
     assert caught.value.code == code
     assert not caught.value.outcome_known
     assert not caught.value.retryable
     assert sum(node.count("setKey") for node in nodes) == 1
+    assert nodes[0].calls[-1][1].client_id is None
 
     nodes[0].on("setKey", [write_refused(code), OK])
-    await client.set(b"k", b"v", retry_unknown=True)
+    await unnamed.set(b"k", b"v", retry_unknown=True)
 
 
-async def test_set_connection_lost_after_sending_is_unknown(nodes, client, drop):
+async def test_set_connection_lost_after_sending_is_unknown_without_identity(nodes, unnamed, drop):
     """A connection that breaks under a write leaves its outcome open."""
     nodes[0].on("setKey", drop())
 
     with pytest.raises(OutcomeUnknownError, match="lost"):
-        await client.set(b"k", b"v")
+        await unnamed.set(b"k", b"v")
     assert [1, 0, 0] == [node.count("setKey") for node in nodes]
 
 

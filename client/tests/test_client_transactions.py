@@ -336,8 +336,8 @@ async def test_run_conflict_every_time_gives_up_after_the_attempts(client, store
     assert len(attempts) == 3
 
 
-async def test_run_unknown_commit_is_raised_unless_allowed(client, store, nodes):
-    """A commit that may have been done is not repeated behind the caller's back."""
+async def test_run_unknown_commit_is_raised_unless_allowed(store, nodes):
+    """Without an identity a commit that may have been done is not repeated behind the caller's back."""
     lost = {"success": False, "error": "lost", "error_code": "TIMEOUT"}
     attempts = []
 
@@ -345,14 +345,15 @@ async def test_run_unknown_commit_is_raised_unless_allowed(client, store, nodes)
         attempts.append(transaction)
         transaction.set(b"a", b"1")
 
-    nodes[0].on("atomicCommit", [lost, store.commit])
-    with pytest.raises(OutcomeUnknownError):
-        await client.run(body)
-    assert len(attempts) == 1
+    async with KvorumClient([nodes[0].endpoint], timeout_s=3.0, exactly_once=False) as client:
+        nodes[0].on("atomicCommit", [lost, store.commit])
+        with pytest.raises(OutcomeUnknownError):
+            await client.run(body)
+        assert len(attempts) == 1
 
-    nodes[0].on("atomicCommit", [lost, store.commit])
-    await client.run(body, retry_unknown=True)
-    assert store.newest(b"a") == b"1"
+        nodes[0].on("atomicCommit", [lost, store.commit])
+        await client.run(body, retry_unknown=True)
+        assert store.newest(b"a") == b"1"
 
 
 async def test_commit_refused_certainly_is_sent_again(client, store, nodes):
