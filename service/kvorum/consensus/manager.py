@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from kvorum.consensus import frames
 from kvorum.consensus.applier import Applier
+from kvorum.consensus.compaction import LogCutter
 from kvorum.consensus.contacts import Contacts
 from kvorum.consensus.peering import Peering
 from kvorum.consensus.proposals import Proposals
@@ -22,6 +23,7 @@ from kvorum.consensus.registry import build_machine
 from kvorum.consensus.reporting import Reporting
 from kvorum.consensus.retention import Retention
 from kvorum.consensus.settings import ManagerSettings, Surroundings
+from kvorum.consensus.snapshots import Snapshots
 from kvorum.core.codec import TAG
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
 from kvorum.core.errors import ErrorCode, Refusal, StartupError
@@ -38,13 +40,14 @@ from kvorum.core.machine import (
     Received,
     Role,
     Send,
+    SendSnapshot,
     ServeReads,
     Ticked,
 )
 from kvorum.observe.histogram import LatencyHistogram
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from kvorum.consensus.retention import RetainedState
     from kvorum.core.cluster import Configuration
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
     from kvorum.core.maintenance import Maintenance
     from kvorum.core.operations import Applied
     from kvorum.core.ports import PendingRead, PendingWrite, RecoveredLog
+    from kvorum.core.snapshot import Manifest
+    from kvorum.statemachine.executor import KvStoreExecutor
 
 TICK_S: Final = 0.02
 """How often the machine hears of time: a fifth of the default heartbeat."""
@@ -102,6 +107,10 @@ class ConsensusManager(Reporting):
         self._leaving = False
         self.has_space = True
         self.log_hangs = False
+        self.installing = False
+        self._hard_state = HardState()
+        self._reset: tuple[Ticket, Callable[[], None]] | None = None
+        self._installed_time_ms = 0
         self._appended: Ticket = 0
         self._undurable_since: float | None = None
         self.cluster_id = around.cluster_id
@@ -118,7 +127,21 @@ class ConsensusManager(Reporting):
         self.peering = Peering(self, around.links, around.incarnation, around.logger)
         self.reads = Reads(self, leader_wait_s=settings.leader_wait_s, first_request=own_numbers)
         self.applier = Applier(
-            around.state, around.loop, around.clock, on_applied=self._group_applied, flush=around.flush
+            around.state,
+            around.loop,
+            around.clock,
+            on_applied=self._group_applied,
+            flush=around.flush,
+            on_flushed=self._flushed,
+            flush_entries=settings.flush_entries,
+        )
+        self.snapshots = (
+            Snapshots(self, around.links, cast("KvStoreExecutor", around.state), around.staging, around.logger)
+            if around.staging is not None
+            else None
+        )
+        self.cutter = LogCutter(
+            self, around.log, retain_entries=settings.retain_entries, retain_bytes=settings.retain_bytes
         )
         self.retention = Retention(
             self, settings.retention, cast("RetainedState", around.state), self.applier.flush_now
@@ -159,6 +182,8 @@ class ConsensusManager(Reporting):
         end = self.clock() + grace_s
         while self.clock() < end and (self.proposals.pending_count or self.reads.pending_count):  # noqa: ASYNC110
             await asyncio.sleep(TICK_S)  # a poll per tick, in shut-down only
+        if self.snapshots is not None:
+            await self.snapshots.stop()
         self.reads.shut_down()
         self.proposals.abandon()
         if self._links is not None:
@@ -173,6 +198,7 @@ class ConsensusManager(Reporting):
         settings = self.settings
         self.cluster_id = self.cluster_id or settings.configuration.birth_id()
         self._around.on_born(self.cluster_id)
+        self._hard_state = recovered.hard_state
         self.machine = build_machine(
             settings.algorithm,
             self.node_id,
@@ -202,7 +228,7 @@ class ConsensusManager(Reporting):
     @property
     def speaks(self) -> bool:
         """False while the log cannot be written: this node is then silent and deaf, like a paused one."""
-        return self.has_space and not self.log_hangs
+        return self.has_space and not self.log_hangs and not self.installing
 
     @property
     def leader(self) -> NodeId | None:
@@ -288,6 +314,13 @@ class ConsensusManager(Reporting):
         if self.machine is None:
             self.become_member(self.peering.born())
             return
+        if self._reset is not None:
+            due, installed = self._reset
+            if ticket < due:
+                return  # nothing may be read from the log any more, and nobody waits: this node is deaf
+            self._reset = None
+            self._held.clear()
+            installed()
         ticket -= self._ticket_base
         if ticket <= 0:
             return
@@ -337,6 +370,8 @@ class ConsensusManager(Reporting):
             if self._undurable_since is None:
                 self._undurable_since = self.clock()
             self._appended = effect.ticket
+            if effect.hard_state is not None:
+                self._hard_state = effect.hard_state
             self._log.append(effect.ticket + self._ticket_base, effect.hard_state, effect.batch)
         elif isinstance(effect, Apply):
             self.applier.add(effect.batch)
@@ -344,6 +379,9 @@ class ConsensusManager(Reporting):
             self.reads.confirmed(effect.requests, effect.index)
         elif isinstance(effect, DropReads):
             self.reads.dropped(effect.requests)
+        elif isinstance(effect, SendSnapshot):
+            if self.snapshots is not None:
+                self.snapshots.offer(effect.to)
         else:
             assert isinstance(effect, LeadershipChanged), effect
             self._leadership_changed(effect)
@@ -372,6 +410,62 @@ class ConsensusManager(Reporting):
         self._log.note_committed(index)
         self.reads.applied(index)
         self.feed(AppliedUpTo(index))
+
+    # --- host of snapshots and of the cutting of the log ---
+
+    @property
+    def applied_time_ms(self) -> int:
+        """Time of the last applied entry; 0 if it left the log before this process began."""
+        applied = cast("KvStoreExecutor", self._state).entry_time_ms or self._installed_time_ms
+        if applied or self.machine is None or self.applied_index <= self.machine.base_index:
+            return applied
+        return self._log.read(self.applied_index, self.applied_index, 1)[0].time_ms
+
+    def create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something beside everything else; what it raises ends the process."""
+        task = self._loop.create_task(work)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._loop.call_exception_handler({"message": "a task of the consensus failed", "exception": error})
+
+    def reset_log(self, manifest: Manifest, done: Callable[[], None]) -> None:
+        """Reset the log to a snapshot; calls back once that is durable, before the machine hears of anything else."""
+        # The machine did not ask for this ticket and does not count it.
+        self._ticket_base += 1
+        ticket = self._appended + self._ticket_base
+        self._reset = (ticket, done)
+        self._log.reset(ticket, self._hard_state, manifest.index, manifest.term, manifest.configuration)
+
+    def snapshot_installed(self, manifest: Manifest) -> None:
+        """The state machine shows a snapshot: answer those who waited for it."""
+        self._installed_time_ms = manifest.time_ms
+        self._log.note_committed(manifest.index)
+        self._log.drop_before(manifest.index + 1)
+        self.proposals.snapshot_installed()
+        self.reads.applied(manifest.index)
+        self._speaks_again()
+
+    def reachable(self) -> frozenset[NodeId]:
+        """Peers to which a link stands."""
+        return frozenset(self.contacts.greetings)
+
+    def streamed_index(self) -> Index | None:
+        """Lowest index of a snapshot that is being sent, if any."""
+        return self.snapshots.needed_index if self.snapshots else None
+
+    def compact_log(self) -> tuple[Index, Index]:
+        """On demand: drop every entry that the store holds durably; the base of the log before and after."""
+        before = self.machine.base_index if self.machine else 0
+        return before, self.cutter.cut_all() if self.machine and self.snapshots else before
+
+    def _flushed(self) -> None:
+        # Only who can send a snapshot instead may drop entries.
+        if self.machine is not None and self.snapshots is not None and not self._stopped:
+            self.cutter.cut()
 
     # --- hosts of proposals and reads ---
 
@@ -460,4 +554,7 @@ class ConsensusManager(Reporting):
             self.proposals.expire(now)
             self.reads.expire(now)
             self.peering.tick(now)
+            self.applier.tick(now)
+            if self.snapshots is not None:
+                self.snapshots.tick(now)
         self._schedule_tick()

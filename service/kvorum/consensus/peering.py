@@ -18,7 +18,7 @@ from kvorum.core.machine import PeerReset, Role
 from kvorum.core.ports import Greeting, RecoveredLog
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     import structlog
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvorum.consensus.manager import ManagerSettings
     from kvorum.consensus.proposals import Proposals
     from kvorum.consensus.reads import Reads
+    from kvorum.consensus.snapshots import Snapshots
     from kvorum.core.cluster import Configuration
     from kvorum.core.ids import Incarnation, Index, NodeId, Term
     from kvorum.core.machine import Event, Machine
@@ -46,6 +47,7 @@ class Host(Protocol):
     contacts: Contacts
     proposals: Proposals
     reads: Reads
+    snapshots: Snapshots | None
     cluster_id: bytes | None
     node_id: NodeId
 
@@ -250,9 +252,20 @@ class Peering:
             host.reads.question_received(peer, payload)
         elif kind == frames.READ_INDEX_REPLY:
             host.reads.answer_received(payload)
+        elif kind == frames.SNAPSHOT_OFFER and host.snapshots is not None:
+            host.snapshots.offer_received(peer, payload)
+        elif kind == frames.SNAPSHOT_DONE and host.snapshots is not None:
+            host.snapshots.done_received(peer, payload)
         else:
             msg = f"unknown frame kind {kind}"
             raise RemoteError(msg)
+
+    def serve_stream(self, peer: NodeId, incarnation: Incarnation, request: bytes) -> AsyncIterator[bytes]:
+        """Give a member a snapshot of this node's state."""
+        snapshots = self._host.snapshots
+        if snapshots is None or not self._host.speaks or not self._holds_seat(peer, incarnation):
+            return _no_stream()
+        return snapshots.serve(peer, request)
 
     # --- reports ---
 
@@ -304,3 +317,10 @@ class Peering:
         if recorded != configuration:
             host.propose_configuration(recorded)
             self._recorded_at = machine.last_index
+
+
+async def _no_stream() -> AsyncIterator[bytes]:
+    """What a node answers that has nothing to give, or nothing for the one who asks."""
+    msg = "this node gives you no snapshot now"
+    raise RemoteError(msg)
+    yield b""  # which makes this an iterator

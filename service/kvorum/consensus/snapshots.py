@@ -203,7 +203,9 @@ class Snapshots:
                 self.sent_bytes_total += len(chunk)
                 yield chunk
             self.sent_total += 1
-            self._logger.info("snapshot sent", peer=peer, index=outgoing.export.manifest.index, rows=outgoing.export.rows)
+            self._logger.info(
+                "snapshot sent", peer=peer, index=outgoing.export.manifest.index, rows=outgoing.export.rows
+            )
         finally:
             self._streams -= 1
             outgoing.active = False
