@@ -131,6 +131,8 @@ class SnapshotInstalled:
     term: Term
     configuration_index: Index
     configuration: Configuration
+    time_ms: int = 0
+    """Time of the entry at ``index``: entries behind it never get an earlier one."""
 
 
 Event: TypeAlias = (
@@ -279,6 +281,16 @@ class Machine(Protocol):
     @property
     def base_index(self) -> Index:
         """Index before the first entry of the log."""
+        ...
+
+    @property
+    def hard_state(self) -> HardState:
+        """Term and vote as they stand, durable or not: what `Log.reset` writes when a snapshot is installed."""
+        ...
+
+    @property
+    def ticket(self) -> Ticket:
+        """Last ticket issued; the reset of an install goes under it, when it is durable and before the next event."""
         ...
 
     @property

@@ -19,6 +19,7 @@ from kvorum.raft.messages import (
     Heartbeat,
     HeartbeatReply,
     RaftMessage,
+    TimeoutNow,
     VoteReply,
     VoteRequest,
 )
@@ -35,9 +36,11 @@ _APPEND_REPLY: Final = 4
 _HEARTBEAT: Final = 5
 _HEARTBEAT_REPLY: Final = 6
 _COMMIT_NOTICE: Final = 7
+_TIMEOUT_NOW: Final = 8
 
 _PREVOTE: Final = 1
 _GRANTED: Final = 2
+_TRANSFER: Final = 2
 _REJECTED: Final = 1
 
 NUMBER_MAX: Final = 2**62
@@ -49,8 +52,9 @@ _append_request: Final = struct.Struct(">BBQQQQQI")
 _append_reply: Final = struct.Struct(">BBQBQQQQ")
 _heartbeat: Final = struct.Struct(">BBQQQ")
 _commit_notice: Final = struct.Struct(">BBQQ")
+_timeout_now: Final = struct.Struct(">BBQ")
 
-_ENTRY_KINDS: Final = frozenset((EntryKind.COMMAND, EntryKind.NOOP, EntryKind.CONFIGURATION))
+_ENTRY_KINDS: Final = frozenset((EntryKind.COMMAND, EntryKind.NOOP, EntryKind.CONFIGURATION, EntryKind.MAINTENANCE))
 
 
 def encode(message: RaftMessage) -> list[bytes]:
@@ -80,7 +84,7 @@ def _encode_append(message: AppendRequest) -> list[bytes]:
 
 
 def _encode_vote_request(message: VoteRequest) -> bytes:
-    flags = _PREVOTE if message.prevote else 0
+    flags = (_PREVOTE if message.prevote else 0) | (_TRANSFER if message.transfer else 0)
     return _vote_request.pack(
         MESSAGE_VERSION, _VOTE_REQUEST, message.term, flags, message.last_index, message.last_term
     )
@@ -116,6 +120,10 @@ def _encode_commit_notice(message: CommitNotice) -> bytes:
     return _commit_notice.pack(MESSAGE_VERSION, _COMMIT_NOTICE, message.term, message.commit)
 
 
+def _encode_timeout_now(message: TimeoutNow) -> bytes:
+    return _timeout_now.pack(MESSAGE_VERSION, _TIMEOUT_NOW, message.term)
+
+
 _ENCODERS: Final[dict[type, Callable[..., bytes]]] = {
     VoteRequest: _encode_vote_request,
     VoteReply: _encode_vote_reply,
@@ -123,6 +131,7 @@ _ENCODERS: Final[dict[type, Callable[..., bytes]]] = {
     Heartbeat: _encode_heartbeat,
     HeartbeatReply: _encode_heartbeat_reply,
     CommitNotice: _encode_commit_notice,
+    TimeoutNow: _encode_timeout_now,
 }
 
 
@@ -133,7 +142,7 @@ def decode(payload: bytes) -> RaftMessage:
     Raises:
         RemoteError: Anything `encode` would not have written; the link that brought it must be closed.
     """
-    if len(payload) < _vote_reply.size:
+    if len(payload) < _timeout_now.size:
         msg = f"raft message of {len(payload)} bytes is too short"
         raise RemoteError(msg)
     if payload[0] != MESSAGE_VERSION:
@@ -166,7 +175,8 @@ def _flags(flags: int, known: int) -> int:
 def _decode_vote_request(payload: bytes) -> VoteRequest:
     _, _, term, flags, last_index, last_term = _vote_request.unpack(payload)
     _checked(term, last_index, last_term)
-    return VoteRequest(term, last_index, last_term, prevote=bool(_flags(flags, _PREVOTE)))
+    _flags(flags, _PREVOTE | _TRANSFER)
+    return VoteRequest(term, last_index, last_term, prevote=bool(flags & _PREVOTE), transfer=bool(flags & _TRANSFER))
 
 
 def _decode_vote_reply(payload: bytes) -> VoteReply:
@@ -231,6 +241,12 @@ def _decode_commit_notice(payload: bytes) -> CommitNotice:
     return CommitNotice(term, commit)
 
 
+def _decode_timeout_now(payload: bytes) -> TimeoutNow:
+    _, _, term = _timeout_now.unpack(payload)
+    _checked(term)
+    return TimeoutNow(term)
+
+
 _DECODERS: Final[dict[int, Callable[[bytes], RaftMessage]]] = {
     _VOTE_REQUEST: _decode_vote_request,
     _VOTE_REPLY: _decode_vote_reply,
@@ -239,4 +255,5 @@ _DECODERS: Final[dict[int, Callable[[bytes], RaftMessage]]] = {
     _HEARTBEAT: _decode_heartbeat,
     _HEARTBEAT_REPLY: _decode_heartbeat_reply,
     _COMMIT_NOTICE: _decode_commit_notice,
+    _TIMEOUT_NOW: _decode_timeout_now,
 }

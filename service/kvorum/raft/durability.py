@@ -54,6 +54,13 @@ class Durability:
         self.index = min(self.index, index)
         self._under_way = deque((ticket, min(last, index)) for ticket, last in self._under_way)
 
+    def installed(self, index: Index) -> None:
+        """A snapshot replaced the log: all that was issued before is over and vouches for nothing behind its base."""
+        self.index = index
+        self.reported = self.ticket
+        self.hard_state_ticket = 0
+        self._under_way.clear()
+
     def ticket_of(self, index: Index) -> Ticket:
         """Ticket that must be durable before entry ``index`` is, 0 if it already is."""
         if index <= self.index:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvorum.core.ids import NodeId
+    from kvorum.raft.messages import TimeoutNow
     from kvorum.raft.state import RaftState
 
 
@@ -28,6 +29,8 @@ class Elections:
         self._lead = lead
         self._prevote = False
         """A candidate only asks so far; its term has not been raised."""
+        self._transfer = False
+        """The leader asked for the candidacy under way."""
         self._answers: dict[NodeId, bool] = {}
         """Per voter, its answer to the candidacy under way; a repeated grant counts once (catalogue bug 5)."""
         self._asked_at = 0.0
@@ -51,7 +54,7 @@ class Elections:
             self._arm_first_timer()
         if state.clock >= state.election_deadline:
             state.restart_election_timer()
-            if state.is_voter:
+            if state.may_stand:
                 self._stand()
         elif state.role == Role.CANDIDATE and state.clock - self._asked_at >= state.settings.heartbeat_s:
             self._ask()
@@ -78,8 +81,9 @@ class Elections:
         state.leader = None
         state.reason = "heard no leader for an election timeout" if state.has_seen_leader else "no leader known yet"
         self._prevote = True
+        self._transfer = False
         self._answers = {state.node_id: True}
-        if state.quorum == 1:
+        if state.quorum == 1 and state.is_voter:
             self._campaign()
         else:
             self._ask()
@@ -87,24 +91,42 @@ class Elections:
     def _campaign(self) -> None:
         """Raise the term and ask for votes."""
         state = self._state
-        assert state.is_voter, "only voters stand"
+        assert state.may_stand, "only voters stand"
         state.enter_term(state.term + 1, state.node_id)
         state.reason = "stands for election"
         self.stood_total += 1
         self._prevote = False
         self._answers = {state.node_id: True}
-        if state.quorum == 1:
+        if state.quorum == 1 and state.is_voter:
             self._win()
         else:
             state.restart_election_timer()
             self._ask()
+
+    def timeout_told(self, sender: NodeId, _: TimeoutNow) -> None:
+        """
+        The leader hands over to this node: stand at once, without PreVote (dissertation 3.10).
+
+        A configuration counts from its append on, so the forced candidacy cannot miss one that is committed and not
+        yet applied (catalogue bug 17); who is no voter in its own log stays quiet (catalogue bug 16).
+        """
+        state = self._state
+        if state.role != Role.FOLLOWER or not state.is_voter or state.leader != sender:
+            return
+        state.role = Role.CANDIDATE
+        state.leader = None
+        self._transfer = True
+        self._campaign()
+        state.reason = f"node {sender} handed over" if state.role == Role.CANDIDATE else state.reason
 
     def _ask(self) -> None:
         """Ask every voter that has not answered yet; the own vote must be durable first, `send` sees to that."""
         state = self._state
         self._asked_at = state.clock
         term = state.term + 1 if self._prevote else state.term
-        request = VoteRequest(term, state.log.last_index, state.log.last_term, prevote=self._prevote)
+        request = VoteRequest(
+            term, state.log.last_index, state.log.last_term, prevote=self._prevote, transfer=self._transfer
+        )
         for voter in sorted(state.voters - self._answers.keys()):
             state.send(voter, request, urgent=True)
 
@@ -138,7 +160,7 @@ class Elections:
             state.send(sender, VoteReply(term, prevote=True, granted=granted), urgent=True)
             return
         if request.term > state.term:
-            if state.trusts_leader:
+            if state.trusts_leader and not request.transfer:
                 # Not even the term is taken over: a removed or isolated node must not depose a healthy leader. If the
                 # candidate's term is real, the leader learns of it from the candidate's answer to its next message.
                 return

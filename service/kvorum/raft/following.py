@@ -44,6 +44,7 @@ class Follower:
         prev_index = request.prev_index
         if prev_index < log.base_index:
             # Older than anything kept, so committed: equal without looking.
+            state.verified = max(state.verified, state.commit_index)
             self._acknowledge(sender, request, state.commit_index)
             return
         if log.term_at(prev_index) != request.prev_term:

@@ -148,6 +148,26 @@ class LogView:
         self.last_index = index
         self.last_term = self._run_terms[-1] if self._run_terms else self.base_term
 
+    def cut(self, index: Index) -> None:
+        """Forget every entry up to ``index``, which becomes the base; its term stays known."""
+        if index <= self.base_index:
+            return
+        assert index <= self.last_index, "nothing to cut there"
+        term = self.term_at(index)
+        firsts, terms = self._run_firsts, self._run_terms
+        gone = bisect_right(firsts, index + 1) - 1
+        if index == self.last_index:
+            gone = len(firsts)
+        elif firsts[gone] <= index:
+            firsts[gone] = index + 1
+        del firsts[:gone]
+        del terms[:gone]
+        cached = min(max(index + 1 - self._cached_first, 0), len(self._cached))
+        self._cached_bytes -= sum(len(entry.record) for entry in self._cached[:cached])
+        del self._cached[:cached]
+        self._cached_first = max(self._cached_first, index + 1)
+        self.base_index, self.base_term = index, term
+
     def slice(self, first: Index, last: Index, entries_max: int, bytes_max: int) -> list[Entry]:
         """Entries from ``first`` to at most ``last``: at least one, within both bounds unless the first is larger."""
         assert self.base_index < first <= last <= self.last_index, "slice outside the log"

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kvorum.core.entries import HardState
 from kvorum.core.errors import LocalError
 from kvorum.core.machine import (
     AppliedUpTo,
     DropReads,
     LeadershipChanged,
+    LogCut,
     PeerReset,
     Persisted,
     Proposed,
     ReadAsked,
     Received,
     Role,
+    SnapshotInstalled,
+    SnapshotSent,
     Ticked,
+    TransferAsked,
 )
 from kvorum.raft import codec
 from kvorum.raft.elections import Elections
@@ -31,6 +36,7 @@ from kvorum.raft.messages import (
     CommitNotice,
     Heartbeat,
     HeartbeatReply,
+    TimeoutNow,
     VoteReply,
     VoteRequest,
 )
@@ -41,7 +47,7 @@ from kvorum.raft.state import RaftState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvorum.core.ids import Index, NodeId, Term
+    from kvorum.core.ids import Index, NodeId, Term, Ticket
     from kvorum.core.machine import Effect, Event
     from kvorum.core.ports import RecoveredLog
     from kvorum.raft.log_view import EntryReader
@@ -65,6 +71,7 @@ class RaftMachine(RaftState):
         settings: Timings and bounds.
         applied_index: What the state machine already shows; it is committed by definition.
         now: Monotonic seconds.
+        base_time_ms: Time of the entry at the log's base, as far as the state machine knows it.
     """
 
     def __init__(
@@ -76,8 +83,11 @@ class RaftMachine(RaftState):
         *,
         applied_index: Index,
         now: float,
+        base_time_ms: int = 0,
     ) -> None:
-        super().__init__(node_id, recovered, reader, settings, applied_index=applied_index, now=now)
+        super().__init__(
+            node_id, recovered, reader, settings, applied_index=applied_index, now=now, base_time_ms=base_time_ms
+        )
         self._replicator = Replicator(self)
         self._elections = Elections(self, self._replicator.lead)
         self._follower = Follower(self)
@@ -90,6 +100,10 @@ class RaftMachine(RaftState):
             ReadAsked: self._read_asked,
             Ticked: self._ticked,
             PeerReset: self._peer_reset,
+            TransferAsked: self._transfer_asked,
+            LogCut: self._log_cut,
+            SnapshotSent: self._snapshot_sent,
+            SnapshotInstalled: self.install,
         }
         self._on_message: dict[type, Callable[..., None]] = {
             AppendRequest: self._follower.append_requested,
@@ -99,6 +113,7 @@ class RaftMachine(RaftState):
             CommitNotice: self._follower.commit_noticed,
             VoteRequest: self._elections.vote_requested,
             VoteReply: self._elections.vote_answered,
+            TimeoutNow: self._elections.timeout_told,
         }
 
     # --- events -----------------------------------------------------------------------------------
@@ -190,6 +205,17 @@ class RaftMachine(RaftState):
         elif event.reachable:
             self._elections.peer_reachable(event.peer)
 
+    def _transfer_asked(self, event: TransferAsked) -> None:
+        if self.role == Role.LEADER:
+            self._replicator.transfer_asked(event.target)
+
+    def _log_cut(self, event: LogCut) -> None:
+        self.cut_log(event.index)
+
+    def _snapshot_sent(self, event: SnapshotSent) -> None:
+        if self.role == Role.LEADER:
+            self._replicator.snapshot_sent(event.peer, event.index)
+
     # --- messages as bytes ------------------------------------------------------------------------
 
     def encode(self, message: RaftMessage) -> list[bytes]:
@@ -208,6 +234,40 @@ class RaftMachine(RaftState):
         return self.log.last_index
 
     @property
+    def base_index(self) -> Index:
+        """Index before the first entry of the log."""
+        return self.log.base_index
+
+    @property
+    def hard_state(self) -> HardState:
+        """Term and vote as they stand, durable or not: what `Log.reset` writes when a snapshot is installed."""
+        return HardState(self.term, self.voted_for)
+
+    @property
+    def ticket(self) -> Ticket:
+        """Last ticket issued; the reset of an install goes under it, when it is durable and before the next event."""
+        return self.durability.ticket
+
+    @property
+    def transferring_to(self) -> NodeId | None:
+        """Whom this leader hands over to; it must be given no proposals meanwhile."""
+        return self._replicator.transfer.target if self.role == Role.LEADER else None
+
+    def change_refused(self) -> str | None:
+        """Why the configuration cannot change now, None if it can; see `core.machine.Machine.change_refused`."""
+        if self.role != Role.LEADER:
+            return "this node does not lead"
+        return self._replicator.change_refused()
+
+    def matches(self) -> dict[NodeId, Index]:
+        """Leader: per other member, the index up to which its log is known to be durable and equal; else empty."""
+        return self._replicator.matches() if self.role == Role.LEADER else {}
+
+    def term_at(self, index: Index) -> Term:
+        """Term of an entry of the log or of its base; -1 for an index it does not hold."""
+        return self.log.term_at(index)
+
+    @property
     def may_serve(self) -> bool:
         """True on a leader whose no-op of this term has committed: it knows the commit index of its predecessors."""
         return self.role == Role.LEADER and self.commit_index >= self.term_start
@@ -224,6 +284,7 @@ class RaftMachine(RaftState):
             "role": self.role,
             "leader": self.leader,
             "is_asking": self._elections.is_asking,
+            "first_index": self.log.base_index + 1,
             "last_index": self.log.last_index,
             "durable_index": self.durability.index,
             "commit_index": self.commit_index,
@@ -238,6 +299,10 @@ class RaftMachine(RaftState):
             "elections_won_total": self._elections.won_total,
             "elections_lost_total": self._elections.lost_total,
             "prevotes_lost_total": self._elections.prevotes_lost_total,
+            "transferring_to": self.transferring_to,
+            "transfers_total": self._replicator.transfer.total,
+            "snapshots_needed_total": self._replicator.snapshots_needed_total,
+            "configuration_index": self.configurations[-1][0] if self.configurations else 0,
             "voters": len(self.voters),
             "quorum": self.quorum,
             "progress": self._replicator.statistics() if self.role == Role.LEADER else {},

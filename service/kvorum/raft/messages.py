@@ -34,16 +34,23 @@ class _Message:
 
 
 class VoteRequest(_Message):
-    """A candidate asks for a vote (Raft paper 5.2); with ``prevote``, whether it would get one (dissertation 9.6)."""
+    """
+    A candidate asks for a vote (Raft paper 5.2); with ``prevote``, whether it would get one (dissertation 9.6).
 
-    __slots__ = ("last_index", "last_term", "prevote", "term")
+    With ``transfer`` its leader told it to stand, so a voter that still hears that leader need not protect it (3.10).
+    """
 
-    def __init__(self, term: Term, last_index: Index, last_term: Term, *, prevote: bool) -> None:
+    __slots__ = ("last_index", "last_term", "prevote", "term", "transfer")
+
+    def __init__(
+        self, term: Term, last_index: Index, last_term: Term, *, prevote: bool, transfer: bool = False
+    ) -> None:
         self.term = term
         """Term of the candidacy; with ``prevote`` the term it *would* have, one above the sender's own."""
         self.last_index = last_index
         self.last_term = last_term
         self.prevote = prevote
+        self.transfer = transfer
 
 
 class VoteReply(_Message):
@@ -148,6 +155,15 @@ class CommitNotice(_Message):
         self.commit = commit
 
 
+class TimeoutNow(_Message):
+    """The leader hands over: its receiver, whose log is complete, stands at once (dissertation 3.10); no answer."""
+
+    __slots__ = ("term",)
+
+    def __init__(self, term: Term) -> None:
+        self.term = term
+
+
 RaftMessage: TypeAlias = (
-    VoteRequest | VoteReply | AppendRequest | AppendReply | Heartbeat | HeartbeatReply | CommitNotice
+    VoteRequest | VoteReply | AppendRequest | AppendReply | Heartbeat | HeartbeatReply | CommitNotice | TimeoutNow
 )

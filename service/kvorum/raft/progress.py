@@ -3,13 +3,17 @@ What a leader knows of one follower, and how fast it may send to it.
 
 ::
 
-              accepted                        (a later release)
-      PROBE ───────────▶ REPLICATE            SNAPSHOT: entries it needs are gone, a state stream is under way
-        ▲                    │
-        └────────────────────┘  rejected, link broken, or no progress for a while
+              accepted
+      PROBE ───────────▶ REPLICATE
+       │ ▲                   │ │
+       │ └───────────────────┘ │  rejected, link broken, or no progress for a while
+       │ ▲ stream over,        │
+       ▼ │ or not needed       │
+      SNAPSHOT ◀───────────────┘  entries it needs are gone from the log
 
 PROBE: where the logs agree is unknown; one append per heartbeat. REPLICATE: it is known; appends are sent ahead of
-their answers, within a window of messages and bytes.
+their answers, within a window of messages and bytes. SNAPSHOT: a stream of the state is under way; no appends, only
+heartbeats.
 """
 
 from __future__ import annotations
@@ -20,11 +24,12 @@ from typing import TYPE_CHECKING, Final
 from kvorum.core.limits import INFLIGHT_BYTES_MAX
 
 if TYPE_CHECKING:
-    from kvorum.core.ids import Index, NodeId
+    from kvorum.core.ids import Incarnation, Index, NodeId
 
 PROBE: Final = 0
 REPLICATE: Final = 1
-STATE_NAMES: Final = ("probe", "replicate")
+SNAPSHOT: Final = 2
+STATE_NAMES: Final = ("probe", "replicate", "snapshot")
 
 
 class Progress:
@@ -37,6 +42,7 @@ class Progress:
         "commit_told",
         "heard_at",
         "in_flight_bytes",
+        "incarnation",
         "match",
         "next",
         "node_id",
@@ -47,8 +53,17 @@ class Progress:
         "state",
     )
 
-    def __init__(self, node_id: NodeId, next_index: Index, messages_max: int, clock: float) -> None:
+    def __init__(
+        self,
+        node_id: NodeId,
+        next_index: Index,
+        messages_max: int,
+        clock: float,
+        incarnation: Incarnation = 0,
+    ) -> None:
         self.node_id = node_id
+        self.incarnation = incarnation
+        """Data directory that holds the seat: another one has forgotten what this one acknowledged."""
         self.match: Index = 0
         """Everything up to here is durable on it and equal to the leader's log."""
         self.next: Index = next_index
@@ -72,8 +87,8 @@ class Progress:
     @property
     def may_send(self) -> bool:
         """Whether one more append fits."""
-        if self.state == PROBE:
-            return not self.probe_sent
+        if self.state != REPLICATE:
+            return self.state == PROBE and not self.probe_sent
         return len(self._in_flight) < self._messages_max and self.in_flight_bytes < INFLIGHT_BYTES_MAX
 
     @property
@@ -111,7 +126,7 @@ class Progress:
         """Whether a rejection answers a message that later events have overtaken (catalogue bug 27)."""
         if self.state == PROBE:
             return prev_index != self.next - 1
-        return prev_index <= self.match
+        return self.state == SNAPSHOT or prev_index <= self.match
 
     def probe_from(self, next_index: Index) -> None:
         """Something was lost or does not agree: look again, never below what is known to agree."""
@@ -120,6 +135,11 @@ class Progress:
         self.next = max(next_index, self.match + 1)
         self._in_flight.clear()
         self.in_flight_bytes = 0
+
+    def await_snapshot(self) -> None:
+        """What it needs is gone: nothing more is sent until it was given the state."""
+        self.probe_from(self.match + 1)
+        self.state = SNAPSHOT
 
     def is_stuck(self, verified: Index, clock: float, patience_s: float) -> bool:
         """

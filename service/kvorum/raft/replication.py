@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kvorum.core.cluster import Configuration
 from kvorum.core.entries import EntryBatch, EntryKind, create_entries
 from kvorum.core.limits import ENTRY_BYTES_MAX, UNCOMMITTED_BYTES_MAX
-from kvorum.core.machine import DropReads, Role, Send, ServeReads
-from kvorum.raft.messages import AppendRequest, CommitNotice, Heartbeat
-from kvorum.raft.progress import PROBE, REPLICATE, STATE_NAMES, Progress
+from kvorum.core.machine import DropReads, Role, ServeReads
+from kvorum.raft.followers import Followers
+from kvorum.raft.membership import change_flaw
+from kvorum.raft.messages import AppendRequest, CommitNotice, Heartbeat, TimeoutNow
+from kvorum.raft.progress import PROBE, REPLICATE, SNAPSHOT
 from kvorum.raft.quorum import agreed_index
+from kvorum.raft.transfer import Transfer, most_up_to_date
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,28 +29,21 @@ if TYPE_CHECKING:
     from kvorum.raft.messages import AppendReply, HeartbeatReply
     from kvorum.raft.state import RaftState
 
-CATCH_UP_MESSAGES_MAX: Final = 2
-"""Appends that one answer of a lagging follower releases: its window doubles per round trip, the loop never stalls."""
-
 PATIENCE_HEARTBEATS: Final = 3
 """Heartbeat intervals without progress after which sent appends are taken for lost."""
 
 
-class Replicator:
+class Replicator(Followers):
     """What a node does while it leads; idle otherwise."""
 
     def __init__(self, state: RaftState) -> None:
-        self._state = state
-        self._progress: dict[NodeId, Progress] = {}
-        self._peers: list[Progress] = []
-        self._voting_peers: list[Progress] = []
-        self._configuration_version = -1
+        super().__init__(state)
         self._heartbeat_at = 0.0
         self._uncommitted: list[tuple[Index, int]] = []
         self.uncommitted_bytes = 0
         self._commit_to_tell = False
         self.read_rounds_total = 0
-        self.probes_total = 0
+        self.transfer = Transfer(state)
 
     # --- taking office ----------------------------------------------------------------------------
 
@@ -68,23 +65,9 @@ class Replicator:
         self._uncommitted = []
         self.uncommitted_bytes = 0
         self._heartbeat_at = state.clock
+        self.transfer.clear()
         self._adopt_configuration()
         self.propose(EntryKind.NOOP, (b"",), 0)
-
-    def _adopt_configuration(self) -> None:
-        """Follow the members of the configuration in force; what is known of those that stay is kept."""
-        state = self._state
-        self._configuration_version = state.configuration_version
-        known = self._progress
-        self._progress = {}
-        for member in state.configuration.members:
-            peer = member.node_id
-            if peer != state.node_id:
-                self._progress[peer] = known.get(peer) or Progress(
-                    peer, state.log.last_index + 1, state.settings.appends_in_flight_max, state.clock
-                )
-        self._peers = list(self._progress.values())
-        self._voting_peers = [progress for progress in self._peers if progress.node_id in state.voters]
 
     # --- appending --------------------------------------------------------------------------------
 
@@ -93,9 +76,12 @@ class Replicator:
         state = self._state
         assert payloads, "a proposal has at least one payload"
         assert self.uncommitted_bytes <= UNCOMMITTED_BYTES_MAX, "the caller must push back on proposals"
+        assert self.transfer.target is None or kind != EntryKind.COMMAND, "no proposals during a hand-over"
         first = state.log.last_index + 1
-        entries = create_entries(first, state.term, kind, max(time_ms, self._last_time_ms()), payloads)
+        entries = create_entries(first, state.term, kind, max(time_ms, state.last_time_ms()), payloads)
         configuration = kind == EntryKind.CONFIGURATION
+        if configuration:
+            self._check_change(payloads)
         batch = EntryBatch(entries)
         if len(entries) > state.settings.max_batch_entries or len(batch.block) > state.settings.append_bytes_max:
             for part in self._split(entries):
@@ -103,14 +89,28 @@ class Replicator:
         else:
             self._append(batch, configuration=configuration)
         if configuration:
+            # Fewer voters may be enough for what waited for more.
             self.maybe_commit()
+            if state.role == Role.LEADER:
+                self._count_reads()
 
-    def _last_time_ms(self) -> int:
-        """Time of the newest entry: entries never get an earlier time than their predecessor."""
-        log = self._state.log
-        if log.last_index == log.base_index:
-            return 0
-        return log.slice(log.last_index, log.last_index, 1, 1)[0].time_ms
+    def change_refused(self) -> str | None:
+        """Why the configuration cannot change now (Ongaro 2015; catalogue bugs 41 and 42); only for a leader."""
+        state = self._state
+        if state.commit_index < state.term_start:
+            return "the leader has not committed an entry of its term yet; try again in a moment"
+        if not state.configuration_committed:
+            return f"the change at index {state.configurations[-1][0]} is not committed yet; try again when it is"
+        if self.transfer.target is not None:
+            return f"leadership is being handed to node {self.transfer.target}; ask the next leader"
+        return None
+
+    def _check_change(self, payloads: Sequence[bytes]) -> None:
+        assert len(payloads) == 1, "one change at a time"
+        refused = self.change_refused()
+        assert refused is None, refused
+        flaw = change_flaw(self._state.configuration, Configuration.decode(payloads[0]))
+        assert flaw is None, f"no single-server change: {flaw}"
 
     def _split(self, entries: list[Entry]) -> list[EntryBatch]:
         settings = self._state.settings
@@ -151,35 +151,6 @@ class Replicator:
             else:
                 self._fill(progress)
 
-    def _send(self, progress: Progress, message: AppendRequest, last_index: Index, size: int) -> None:
-        state = self._state
-        progress.sent(last_index, size)
-        progress.commit_told = state.commit_index
-        # The hard state of this term may still be on its way to the disk; the entries themselves need not wait.
-        state.effects.append(Send(progress.node_id, message, state.durability.hard_state_ticket))
-
-    def _fill(self, progress: Progress) -> None:
-        """Send what a follower lacks as far as its window allows; in PROBE, one append even without entries."""
-        state = self._state
-        log = state.log
-        settings = state.settings
-        state.settle_hard_state()
-        for _ in range(CATCH_UP_MESSAGES_MAX):
-            if not progress.may_send or (progress.next > log.last_index and progress.state == REPLICATE):
-                return
-            prev_index = progress.next - 1
-            batch = None
-            last_index, size = prev_index, 0
-            if prev_index < log.last_index:
-                batch = EntryBatch(
-                    log.slice(progress.next, log.last_index, settings.max_batch_entries, settings.append_bytes_max)
-                )
-                last_index, size = batch.entries[-1].index, len(batch.block)
-            message = AppendRequest(
-                state.term, prev_index, log.term_at(prev_index), state.commit_index, state.reads.round, batch=batch
-            )
-            self._send(progress, message, last_index, size)
-
     # --- answers ----------------------------------------------------------------------------------
 
     def append_answered(self, sender: NodeId, reply: AppendReply) -> None:
@@ -198,23 +169,17 @@ class Replicator:
         assert reply.index <= state.log.last_index, f"node {sender} acknowledged entries that were never sent"
         if progress.accepted(reply.index) and reply.index > state.commit_index:
             self.maybe_commit()
+            if state.role != Role.LEADER:
+                return
+        if progress.state == SNAPSHOT and reply.index >= state.log.base_index:
+            self._probe(progress, reply.index + 1)
+        if self.transfer.target == sender:
+            self.transfer.push(progress)
         if progress.commit_told < state.commit_index:
             # It was still probed when the commit index moved, and was told nothing.
             self._commit_to_tell = True
         if progress.next <= state.log.last_index:
             self._fill(progress)
-
-    def _look_back(self, progress: Progress, reply: AppendReply) -> None:
-        """The logs differ before ``next``; the hint lets both sides skip whole terms."""
-        if progress.is_stale_rejection(reply.index):
-            return
-        agreed = self._state.log.last_at_most(min(reply.hint_index, reply.index - 1), reply.hint_term)
-        self._probe(progress, agreed + 1)
-
-    def _probe(self, progress: Progress, next_index: Index) -> None:
-        self.probes_total += 1
-        progress.probe_from(next_index)
-        self._fill(progress)
 
     def heartbeat_answered(self, sender: NodeId, reply: HeartbeatReply) -> None:
         """The follower lives: count its round, and send again what seems lost."""
@@ -229,20 +194,12 @@ class Replicator:
         patience_s = PATIENCE_HEARTBEATS * state.settings.heartbeat_s
         if progress.is_stuck(reply.verified, state.clock, patience_s):
             self._probe(progress, min(reply.verified, state.log.last_index) + 1)
+        elif progress.state == SNAPSHOT:
+            if reply.verified >= state.log.base_index:
+                self._probe(progress, min(reply.verified, state.log.last_index) + 1)
         elif progress.state == PROBE:
             progress.probe_sent = False
             self._fill(progress)
-
-    def peer_reset(self, peer: NodeId, *, reachable: bool) -> None:
-        """What was sent to this peer may be lost; find out where it stands."""
-        progress = self._progress.get(peer)
-        if progress is None:
-            return
-        progress.probe_from(progress.match + 1)
-        if reachable:
-            self._fill(progress)
-        else:
-            progress.probe_sent = True
 
     # --- committing -------------------------------------------------------------------------------
 
@@ -269,7 +226,34 @@ class Replicator:
             count += 1
         del uncommitted[:count]
         state.commit_up_to(index)
-        self._start_round()
+        if not state.is_voter and state.configuration_committed:
+            self._leave()
+        else:
+            self._start_round()
+
+    def _leave(self) -> None:
+        """
+        The entry that takes this leader out of the voters is committed: its work is done (dissertation 4.2.2).
+
+        Somebody else is told to stand, so that clients do not wait for an election timeout.
+        """
+        state = self._state
+        self.tell_commit()
+        successor = most_up_to_date(self._voting_peers)
+        assert successor is not None, "a configuration has voters"
+        self.transfer.total += 1
+        state.send(successor.node_id, TimeoutNow(state.term), urgent=True)
+        state.become_follower(state.term, None, "is no voter any more")
+
+    def transfer_asked(self, target: NodeId | None) -> None:
+        """Begin to hand over; a target that is no other voter is ignored, and so is a second wish."""
+        if self.transfer.target is not None:
+            return
+        voters = [progress for progress in self._voting_peers if target is None or progress.node_id == target]
+        progress = most_up_to_date(voters)
+        if progress is not None:
+            self.transfer.begin(progress.node_id)
+            self.transfer.push(progress)
 
     def tell_commit(self) -> None:
         """At the end of an event: a commit advance that no append carries leaves at once (architecture 3.1)."""
@@ -333,6 +317,10 @@ class Replicator:
         if state.clock - self._heartbeat_at >= state.settings.heartbeat_s:
             self._heartbeat_at = state.clock
             self._send_heartbeats()
+        if self.transfer.target is not None:
+            self.transfer.tick()
+            if self.transfer.target is not None:
+                self.transfer.push(self._progress[self.transfer.target])
         heard = int(state.is_voter)
         for progress in self._voting_peers:
             if state.clock - progress.heard_at < state.settings.election_timeout_s:
@@ -345,20 +333,3 @@ class Replicator:
         message = Heartbeat(state.term, state.commit_index, state.reads.round)
         for progress in self._peers:
             state.send(progress.node_id, message, urgent=True)
-
-    # --- figures ----------------------------------------------------------------------------------
-
-    def statistics(self) -> dict[NodeId, dict[str, object]]:
-        """Per follower: where it stands and what is on its way to it."""
-        clock = self._state.clock
-        return {
-            progress.node_id: {
-                "state": STATE_NAMES[progress.state],
-                "match": progress.match,
-                "next": progress.next,
-                "in_flight": progress.in_flight,
-                "in_flight_bytes": progress.in_flight_bytes,
-                "heard_age_s": clock - progress.heard_at,
-            }
-            for progress in self._peers
-        }

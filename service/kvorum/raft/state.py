@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from kvorum.core.entries import Entry
     from kvorum.core.ids import Index, NodeId, Term, Ticket
-    from kvorum.core.machine import Effect
+    from kvorum.core.machine import Effect, SnapshotInstalled
     from kvorum.core.ports import RecoveredLog
     from kvorum.raft.log_view import EntryReader
     from kvorum.raft.messages import RaftMessage
@@ -47,10 +47,12 @@ class RaftState:
         *,
         applied_index: Index,
         now: float,
+        base_time_ms: int = 0,
     ) -> None:
         hard_state = recovered.hard_state
         self.node_id = node_id
         self.settings = settings
+        self.reader = reader
         self.log = LogView(reader, (recovered.base_index, recovered.base_term), recovered.last_index, recovered.terms)
         assert hard_state.term >= self.log.last_term, "the log is ahead of the hard state"
         assert recovered.base_index <= applied_index <= recovered.last_index, (
@@ -66,6 +68,8 @@ class RaftState:
         self.reason = "started"
         """Why role, term or leader changed last."""
         self._hard_state_changed = False
+        self.base_time_ms = base_time_ms
+        """Time of the base entry, as far as known: the log itself has forgotten it."""
 
         self.clock = 0.0
         self.real_time = now
@@ -186,11 +190,82 @@ class RaftState:
                 self.configurations.pop()
             self.adopt_configuration()
 
+    def last_time_ms(self) -> int:
+        """Time of the newest entry: entries never get an earlier time than their predecessor."""
+        log = self.log
+        if log.last_index == log.base_index:
+            return self.base_time_ms
+        return log.slice(log.last_index, log.last_index, 1, 1)[0].time_ms
+
+    def cut_log(self, index: Index) -> None:
+        """Entries up to ``index`` are gone from the log; the state machine holds them durably."""
+        assert index <= self._handed_index, "entries were cut that the state machine has not been given"
+        if index == self.log.last_index:
+            self.base_time_ms = self.last_time_ms()
+        self.log.cut(index)
+        configurations = self.configurations
+        while len(configurations) > 1 and configurations[1][0] <= index:
+            del configurations[0]
+
+    def accepts_snapshot(self, index: Index, term: Term) -> bool:
+        """Whether a snapshot that ends at this entry would help, and would lose nothing that was acknowledged."""
+        return (
+            self.role != Role.LEADER
+            and term <= self.term
+            and index > self.commit_index
+            and self.log.term_at(index) != term
+        )
+
+    def install(self, event: SnapshotInstalled) -> None:
+        """Go on behind a snapshot. What it holds is committed, so it equals the log of whoever leads."""
+        index = event.index
+        assert self.role != Role.LEADER, "a leader's log is complete; it never installs"
+        assert self.accepts_snapshot(index, event.term), "a snapshot that would lose what is here (catalogue bug 52)"
+        assert event.configuration_index <= index, "the configuration in force at the base"
+        if self.role == Role.CANDIDATE:
+            self.become_follower(self.term, None, "a snapshot was installed")
+        if event.time_ms or self.log.is_cached(self.log.last_index):
+            # Nothing may be read from the disk here: it holds the new log already.
+            self.base_time_ms = event.time_ms or self.last_time_ms()
+        self.log = LogView(self.reader, (index, event.term), index, ())
+        self.durability.installed(index)
+        self.commit_index = self._handed_index = self.verified = index
+        self._applying.clear()
+        self.configurations = [(event.configuration_index, event.configuration)]
+        self.adopt_configuration()
+
+    def configuration_at(self, index: Index) -> tuple[Index, Configuration]:
+        """The newest configuration at or below a committed index, with the index of its entry."""
+        assert self.log.base_index <= index <= self.commit_index, "only of what is committed and was not cut"
+        for found in reversed(self.configurations):
+            if found[0] <= index:
+                return found
+        return 0, Configuration(())
+
     def _note_configurations(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             if entry.kind == EntryKind.CONFIGURATION:
                 self.configurations.append((entry.index, Configuration.decode(entry.record, HEADER_BYTES)))
         self.adopt_configuration()
+
+    @property
+    def configuration_committed(self) -> bool:
+        """Whether the configuration in force is known to be committed."""
+        return not self.configurations or self.configurations[-1][0] <= self.commit_index
+
+    @property
+    def may_stand(self) -> bool:
+        """
+        Whether this node may become leader.
+
+        A voter may; so may one whose removal is in its log and not known to be committed: perhaps nobody else has that
+        entry, and the others may be unable to elect anyone without it (dissertation 4.2.2; catalogue bug 46).
+        """
+        if self.is_voter:
+            return True
+        if self.configuration_committed or len(self.configurations) < 2:
+            return False
+        return self.node_id in self.configurations[-2][1].voters
 
     def adopt_configuration(self) -> None:
         """The newest configuration in the log is in force, committed or not (dissertation 4.1)."""
@@ -209,9 +284,6 @@ class RaftState:
         """Everything up to ``index`` is committed; hand out what is durable here too."""
         assert self.commit_index < index <= self.log.last_index, "commits only rise, and only over what is here"
         self.commit_index = index
-        configurations = self.configurations
-        while len(configurations) > 1 and configurations[1][0] <= index:
-            del configurations[0]
         self.hand_out()
 
     def hand_out(self) -> None:
