@@ -123,10 +123,12 @@ class Faults(Section):
 
 
 class Http(Section):
-    """Metrics, health and status page. Unset: on with peers, off standalone."""
+    """Metrics, health, status page and administration. `enabled` unset: on with peers, off standalone."""
 
     enabled: bool | None = None
     port: Port | None = None
+    admin: bool = True
+    """False: the port shows, but changes no member, moves no leader, cuts no log and gives no snapshot."""
 
 
 class Discovery(Section):

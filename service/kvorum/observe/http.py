@@ -3,7 +3,7 @@ Metrics, health and status over HTTP, on a port of its own so that neither TLS n
 
 ``/livez``: the event loop turns; nothing else, for a restart cures nothing else. ``/readyz``: every named check holds;
 ``?verbose`` lists them. ``/metrics``: Prometheus. ``/status``: JSON. ``/``: the same for people. ``/state-hash``: the
-logical content at an applied index, so that replicas can be compared.
+logical content at an applied index, so that replicas can be compared. ``/admin/...`` and ``/snapshot``: `admin`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from kvorum.core.errors import StartupError
+from kvorum.observe.admin import AdminRoutes
 from kvorum.observe.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from aiohttp import web
+
+    from kvorum.observe.admin import AdminOperations
 
 _STOP_SECONDS = 1.0
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
@@ -42,6 +45,7 @@ class ObserveServer:
         ready: Callable[[], Sequence[tuple[str, bool]]],
         status: Callable[[], Mapping[str, Any]],
         state_hash: Callable[[int | None], Awaitable[tuple[int, str] | None]] | None = None,
+        admin: AdminOperations | None = None,
     ) -> None:
         """
         Remember whom to ask.
@@ -55,6 +59,7 @@ class ObserveServer:
             status: Plain values, and lists of dictionaries for tables.
             state_hash: Index and hash of the state at that applied index (None: at the present one), or None if the
                 node is not there.
+            admin: Carries out what operators ask; None if administration is switched off.
         """
         self.port = port
         self._host = host or None
@@ -63,6 +68,7 @@ class ObserveServer:
         self._ready = ready
         self._status = status
         self._state_hash = state_hash
+        self._admin = AdminRoutes(admin)
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -85,6 +91,7 @@ class ObserveServer:
             application.router.add_get(path, answer)
         if self._state_hash is not None:
             application.router.add_get("/state-hash", self._answer_state_hash)
+        self._admin.add_to(application)
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=_STOP_SECONDS)
         await runner.setup()
         try:

@@ -26,6 +26,8 @@ MAY_CREATE_TASKS: frozenset[str] = frozenset(
         "service/kvorum/peers/tcp.py",
         # The virtual-time loop is what tasks run on.
         "service/kvorum_sim/loop.py",
+        # A stream keeps the task that makes its items, and cancels it when the connection breaks.
+        "service/kvorum_sim/streams.py",
         # The demo runs its writers beside the killing.
         "service/kvorum/cli/demo.py",
     )
