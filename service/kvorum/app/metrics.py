@@ -27,6 +27,7 @@ def _storage(node: Node) -> Iterable[Metric]:
     yield counter("kvorum_wal_append_bytes_total", "Bytes appended to the log.", log["appended_bytes"])
     yield gauge("kvorum_wal_segments", "Segment files of the log.", log["segments"])
     yield gauge("kvorum_wal_size_bytes", "Bytes the log holds.", log["size_bytes"])
+    yield gauge("kvorum_wal_first_index", "First entry the log holds.", log["first_index"])
     alarm = [({"type": "nospace"}, float(not node.consensus.has_space))]
     yield Metric("kvorum_alarm_active", "gauge", "1 while the condition lasts.", list(alarm))
     engine = node.engine.statistics()

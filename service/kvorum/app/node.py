@@ -29,6 +29,7 @@ from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
 from kvorum.storage.data_directory import DataDirectory
 from kvorum.storage.rocksdict_engine import EngineTuning, RocksdictEngine
+from kvorum.storage.staging import StagedStores
 from kvorum.storage.wal.segmented_log import SegmentedLog
 from kvorum.thrift.server import ThriftServer
 from kvorum.thrift.settings import ThriftSettings
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvorum.config.settings import Settings
-    from kvorum.core.ports import EngineStatistics
+    from kvorum.core.ports import EngineStatistics, StorageEngine
     from kvorum.observe.http import ObserveServer
 
 STOP_GRACE_S = 5.0
@@ -78,14 +79,17 @@ class Node:
         self._loop = loop
         self._fail = fail
         self.directory = DataDirectory.open(settings.data_directory)
-        self.engine = RocksdictEngine.open(self.directory.state_path, _tuning(settings))
-        self.executor = KvStoreExecutor(self.engine)
+        self.stores = StagedStores(self.directory, lambda path: RocksdictEngine.open(path, _tuning(settings)))
+        self.executor = KvStoreExecutor(self.stores.engine)
         self.log = SegmentedLog.open(
             self.directory.log_path,
             segment_bytes=settings.wal.segment_bytes,
             run_on_loop=loop.call_soon_threadsafe,
             fail=fail,
+            installed=self.directory.installed,
         )
+        if self.directory.installed is not None:
+            self.directory.set_store(self.directory.state_path, None)
         self.links = (
             TcpPeerLinks(
                 settings.node_id,
@@ -108,6 +112,11 @@ class Node:
         self.http: ObserveServer | None = None
         self._flushing: asyncio.Future[None] | None = None
 
+    @property
+    def engine(self) -> StorageEngine:
+        """The engine of the present store; another one once a snapshot was installed."""
+        return self.stores.engine
+
     def _store_statistics(self) -> EngineStatistics:
         """What the engine says of itself, but with keys as clients understand them."""
         figures = self.engine.statistics()
@@ -128,6 +137,7 @@ class Node:
             on_born=self.directory.set_cluster_id,
             on_refused=self._fail,
             logger=structlog.get_logger("kvorum.consensus"),
+            staging=self.stores,
         )
 
     async def start(self) -> None:
@@ -168,7 +178,7 @@ class Node:
             await self.http.stop()
         if self._flushing is not None:
             await asyncio.wait([self._flushing])
-        self.engine.close()
+        self.stores.close()
         self.directory.close()
 
     def status(self) -> dict[str, object]:
@@ -247,6 +257,8 @@ def _manager_settings(settings: Settings) -> ManagerSettings:
             session_idle_s=settings.sessions.idle_timeout_seconds,
             sessions_max=settings.sessions.max_sessions,
         ),
+        retain_entries=settings.wal.retain_entries,
+        retain_bytes=settings.wal.retain_bytes,
         version=kvorum.__version__,
     )
 

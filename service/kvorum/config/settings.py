@@ -143,6 +143,8 @@ class Wal(Section):
     segment_bytes: Annotated[int, Field(ge=_MIB, le=1024 * _MIB)] = 64 * _MIB
     retain_entries: Annotated[int, Field(ge=0, le=100_000_000)] = 10_000
     """Entries kept behind the durable index for slow followers."""
+    retain_bytes: Annotated[int, Field(ge=_MIB, le=1024 * 1024 * _MIB)] = 256 * _MIB
+    """A longer log is cut up to the durable index, whoever lags; they catch up by snapshot."""
 
 
 class Limits(Section):

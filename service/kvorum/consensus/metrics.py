@@ -79,4 +79,27 @@ def _work(manager: ConsensusManager) -> Iterable[Metric]:
     yield counter("kvorum_backend_write_stalls_total", "Groups the storage engine asked to wait.", applier.stalls_total)
     yield counter("kvorum_backend_flushes_total", "Flushes that moved the durable index.", applier.flushes_total)
     yield gauge("kvorum_backend_durable_index", "Applied index that survives without the log.", applier.durable_index)
+    yield counter("kvorum_wal_cut_entries_total", "Entries dropped from the log.", manager.cutter.cut_total)
+    snapshots = manager.snapshots
+    if snapshots is not None:
+        yield Metric(
+            "kvorum_snapshots_total",
+            "counter",
+            "Snapshots, by what this node did with them.",
+            [
+                ({"action": "sent"}, snapshots.sent_total),
+                ({"action": "installed"}, snapshots.installed_total),
+                ({"action": "failed"}, snapshots.failed_total),
+                ({"action": "resumed"}, snapshots.resumed_total),
+            ],
+        )
+        yield Metric(
+            "kvorum_snapshot_bytes_total",
+            "counter",
+            "Bytes of snapshots.",
+            [
+                ({"direction": "sent"}, snapshots.sent_bytes_total),
+                ({"direction": "received"}, snapshots.received_bytes_total),
+            ],
+        )
     yield histogram("kvorum_event_loop_lag_seconds", "How late the loop ran its tick.", manager.loop_lag)

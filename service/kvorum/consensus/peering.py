@@ -322,5 +322,6 @@ class Peering:
 async def _no_stream() -> AsyncIterator[bytes]:
     """What a node answers that has nothing to give, or nothing for the one who asks."""
     msg = "this node gives you no snapshot now"
+    for _ in ():
+        yield b""
     raise RemoteError(msg)
-    yield b""  # which makes this an iterator
