@@ -35,6 +35,9 @@ def _storage(node: Node) -> Iterable[Metric]:
     yield gauge("kvorum_backend_keys", "Rows of the store, estimated.", engine.keys)
     state = node.executor.statistics()
     yield gauge("kvorum_backend_compacted_revision", "Oldest readable version.", state.low_watermark)
+    yield counter("kvorum_backend_swept_rows_total", "Rows removed because nobody can read them.", state.rows_swept)
+    yield gauge("kvorum_sessions", "Clients whose latest writes are remembered.", state.sessions)
+    yield counter("kvorum_dedup_hits_total", "Writes that had been decided before and changed nothing.", state.retries)
     if node.links is None:
         return
     peers = node.links.statistics()

@@ -66,6 +66,8 @@ class ExecutorStatistics:
     """Clients whose requests are remembered."""
     retries: int = 0
     """Identified writes that had been decided before and changed nothing."""
+    rows_swept: int = 0
+    """Rows that the sweep removed."""
 
 
 class KvStoreExecutor:
@@ -321,6 +323,7 @@ class KvStoreExecutor:
             refusals=self._refusals,
             sessions=len(self._sessions),
             retries=self._retries,
+            rows_swept=self.sweeper.removed_total,
         )
 
 
