@@ -41,11 +41,13 @@ _STORE: Final = "store.json"
 _STORE_DRAFT: Final = "store.json.new"
 _LOG: Final = "log"
 _STATE: Final = "state"
+_JOINING: Final = "joining"
+_REMOVED: Final = "removed"
 _STORE_NAME: Final = re.compile(r"state(?:\.([1-9][0-9]*))?")
 _HALF_MADE: Final = frozenset({_IDENTITY_DRAFT, _LOCK, "lost+found"})
 """What an interrupted creation, or mkfs, may have left in a directory that is still nobody's."""
 _WAY_OUT: Final = (
-    "rebuild this member from its peers; until then the others carry on, and an empty directory may not take its seat"
+    "remove the whole directory and start the node again: it then comes back as a learner, filled by its peers"
 )
 
 
@@ -61,13 +63,21 @@ def sync_directory(path: Path) -> None:
 class DataDirectory:
     """An opened and locked data directory; `open` is the only way to get one."""
 
-    def __init__(self, path: Path, lock: int, incarnation: Incarnation, cluster_id: bytes | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        lock: int,
+        incarnation: Incarnation,
+        cluster_id: bytes | None,
+        marks: frozenset[str] = frozenset(),
+    ) -> None:
         self.path = path
         self.log_path = path / _LOG
         self._store, self.installed = _read_store(path)
         """The second: the snapshot that the store was installed from, as long as the log may not follow it yet."""
         self.incarnation = incarnation
         self._cluster_id = cluster_id
+        self._marks = marks
         self._lock = lock
 
     @classmethod
@@ -101,8 +111,7 @@ class DataDirectory:
             if not (path / _IDENTITY).exists():
                 # Nonzero: an incarnation of 0 means "not known yet" everywhere else.
                 _write_identity(path, secrets.randbelow(2**64 - 1) + 1, None)
-            incarnation, cluster_id = _read_identity(path)
-            directory = cls(path, lock, incarnation, cluster_id)
+            directory = cls(path, lock, *_read_identity(path))
             for name in (_LOG, directory._store):
                 (path / name).mkdir(exist_ok=True)
             # What an interrupted install staged, or the store of before one that was finished.
@@ -169,11 +178,45 @@ class DataDirectory:
         if self._cluster_id is not None:
             msg = f"{self.path} belongs to cluster {self._cluster_id.hex()} and cannot be given to {cluster_id.hex()}"
             raise LocalError(msg)
+        self._keep(cluster_id, self._marks)
+
+    def _keep(self, cluster_id: bytes | None, marks: frozenset[str]) -> None:
         try:
-            _write_identity(self.path, self.incarnation, cluster_id)
+            _write_identity(self.path, self.incarnation, cluster_id, marks)
         except OSError as error:
             raise StorageFailedError(_explain(self.path, error)) from error
         self._cluster_id = cluster_id
+        self._marks = marks
+
+    @property
+    def joining(self) -> bool:
+        """It came to a cluster that was there, and has not shown its own seat yet: its log may still be empty."""
+        return _JOINING in self._marks
+
+    def set_joining(self, joining: bool) -> None:  # noqa: FBT001 - a fact about the directory
+        """
+        Note durably that this directory joins a cluster, or that it has arrived.
+
+        Raises:
+            StorageFailedError: It could not be made durable.
+        """
+        if joining is not self.joining:
+            self._keep(self._cluster_id, self._marks ^ {_JOINING})
+
+    @property
+    def removed(self) -> bool:
+        """The cluster has removed it for good: it may hold no seat again."""
+        return _REMOVED in self._marks
+
+    def set_removed(self) -> None:
+        """
+        Note durably that the cluster removed this directory.
+
+        Raises:
+            StorageFailedError: It could not be made durable.
+        """
+        if not self.removed:
+            self._keep(self._cluster_id, self._marks | {_REMOVED})
 
     def close(self) -> None:
         """Let go of the lock; the object must not be used afterwards."""
@@ -222,18 +265,22 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
-def _checksum(incarnation: str, cluster_id: str | None) -> int:
-    return zlib.crc32(f"{FORMAT} {incarnation} {cluster_id}".encode())
+def _checksum(incarnation: str, cluster_id: str | None, marks: frozenset[str]) -> int:
+    """Without marks as it has always been, so that files without them stay readable in both directions."""
+    return zlib.crc32(" ".join([str(FORMAT), incarnation, str(cluster_id), *sorted(marks)]).encode())
 
 
-def _write_identity(path: Path, incarnation: Incarnation, cluster_id: bytes | None) -> None:
+def _write_identity(
+    path: Path, incarnation: Incarnation, cluster_id: bytes | None, marks: frozenset[str] = frozenset()
+) -> None:
     """Replace the identity file; a crash leaves the old one or the new one, whole."""
     spelt, cluster = f"{incarnation:016x}", cluster_id.hex() if cluster_id else None
     identity = {
         "format": FORMAT,
         "incarnation": spelt,
         "cluster_id": cluster,
-        "crc32": _checksum(spelt, cluster),
+        **dict.fromkeys(sorted(marks), True),
+        "crc32": _checksum(spelt, cluster, marks),
     }
     draft = path / _IDENTITY_DRAFT
     with draft.open("w", encoding="ascii") as file:
@@ -244,7 +291,7 @@ def _write_identity(path: Path, incarnation: Incarnation, cluster_id: bytes | No
     sync_directory(path)
 
 
-def _read_identity(path: Path) -> tuple[Incarnation, bytes | None]:
+def _read_identity(path: Path) -> tuple[Incarnation, bytes | None, frozenset[str]]:
     file = path / _IDENTITY
     try:
         identity = json.loads(file.read_bytes())
@@ -253,10 +300,11 @@ def _read_identity(path: Path) -> tuple[Incarnation, bytes | None]:
             msg = f"{file} has format {version}; this release reads {FORMAT}: start the release that wrote it"
             raise StartupError(msg)
         incarnation, cluster_id = identity["incarnation"], identity["cluster_id"]
-        if identity["crc32"] != _checksum(incarnation, cluster_id):
+        marks = frozenset(mark for mark in (_JOINING, _REMOVED) if identity.get(mark) is True)
+        if identity["crc32"] != _checksum(incarnation, cluster_id, marks):
             msg = "checksum does not match"
             raise ValueError(msg)
-        return int(incarnation, 16), bytes.fromhex(cluster_id) if cluster_id is not None else None
+        return int(incarnation, 16), bytes.fromhex(cluster_id) if cluster_id is not None else None, marks
     except (ValueError, KeyError, TypeError) as error:
         msg = f"identity file {file} is damaged ({error}); {_WAY_OUT}"
         raise StartupError(msg) from error
