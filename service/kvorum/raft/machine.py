@@ -47,7 +47,7 @@ from kvorum.raft.state import RaftState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvorum.core.ids import Index, NodeId, Term, Ticket
+    from kvorum.core.ids import Incarnation, Index, NodeId, Term, Ticket
     from kvorum.core.machine import Effect, Event
     from kvorum.core.ports import RecoveredLog
     from kvorum.raft.log_view import EntryReader
@@ -72,6 +72,8 @@ class RaftMachine(RaftState):
         applied_index: What the state machine already shows; it is committed by definition.
         now: Monotonic seconds.
         base_time_ms: Time of the entry at the log's base, as far as the state machine knows it.
+        incarnation: Member id of the data directory; a configuration that records another one for this seat means
+            another server, whose vote and acknowledgements are not this one's. 0: whatever is recorded is this one.
     """
 
     def __init__(
@@ -84,9 +86,17 @@ class RaftMachine(RaftState):
         applied_index: Index,
         now: float,
         base_time_ms: int = 0,
+        incarnation: Incarnation = 0,
     ) -> None:
         super().__init__(
-            node_id, recovered, reader, settings, applied_index=applied_index, now=now, base_time_ms=base_time_ms
+            node_id,
+            recovered,
+            reader,
+            settings,
+            applied_index=applied_index,
+            now=now,
+            base_time_ms=base_time_ms,
+            incarnation=incarnation,
         )
         self._replicator = Replicator(self)
         self._elections = Elections(self, self._replicator.lead)

@@ -21,8 +21,9 @@ from kvorum.raft.reads import ReadRounds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kvorum.core.cluster import Member
     from kvorum.core.entries import Entry
-    from kvorum.core.ids import Index, NodeId, Term, Ticket
+    from kvorum.core.ids import Incarnation, Index, NodeId, Term, Ticket
     from kvorum.core.machine import Effect, SnapshotInstalled
     from kvorum.core.ports import RecoveredLog
     from kvorum.raft.log_view import EntryReader
@@ -48,9 +49,11 @@ class RaftState:
         applied_index: Index,
         now: float,
         base_time_ms: int = 0,
+        incarnation: Incarnation = 0,
     ) -> None:
         hard_state = recovered.hard_state
         self.node_id = node_id
+        self.incarnation = incarnation
         self.settings = settings
         self.reader = reader
         self.log = LogView(reader, (recovered.base_index, recovered.base_term), recovered.last_index, recovered.terms)
@@ -265,7 +268,8 @@ class RaftState:
             return True
         if self.configuration_committed or len(self.configurations) < 2:
             return False
-        return self.node_id in self.configurations[-2][1].voters
+        before = self.configurations[-2][1].member(self.node_id)
+        return before is not None and before.voter and self._is_self(before)
 
     def adopt_configuration(self) -> None:
         """The newest configuration in the log is in force, committed or not (dissertation 4.1)."""
@@ -274,9 +278,14 @@ class RaftState:
         self.configuration_version += 1
         self.voters = frozenset(configuration.voters)
         self.quorum = configuration.quorum
-        self.is_voter = self.node_id in self.voters
+        member = configuration.member(self.node_id)
+        # Safety: a new data directory is not the voter whose seat it holds (catalogue bugs 28 and 29).
+        self.is_voter = member is not None and member.voter and self._is_self(member)
         if self.role in (Role.FOLLOWER, Role.LEARNER):
             self.role = Role.FOLLOWER if self.is_voter else Role.LEARNER
+
+    def _is_self(self, member: Member) -> bool:
+        return member.incarnation in (0, self.incarnation) or not self.incarnation
 
     # --- commit and apply -------------------------------------------------------------------------
 

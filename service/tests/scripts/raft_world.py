@@ -17,6 +17,7 @@ from kvorum.core.machine import (
     Apply,
     DropReads,
     LeadershipChanged,
+    LogCut,
     PeerReset,
     Persist,
     Persisted,
@@ -25,12 +26,16 @@ from kvorum.core.machine import (
     Received,
     Role,
     Send,
+    SendSnapshot,
     ServeReads,
+    SnapshotInstalled,
+    SnapshotSent,
     Ticked,
+    TransferAsked,
 )
 from kvorum.core.ports import RecoveredLog
 from kvorum.raft.machine import RaftMachine, RaftSettings
-from kvorum.raft.messages import AppendReply, RaftMessage, VoteReply
+from kvorum.raft.messages import AppendReply, HeartbeatReply, RaftMessage, VoteReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,10 +45,16 @@ if TYPE_CHECKING:
 BIRTH_TERM = 1
 
 
-def static_configuration(voters: int, learners: int = 0) -> Configuration:
-    """Voters 0, 1 ... and learners behind them."""
+def member(node: int, *, voter: bool = True, incarnation: int = 0) -> Member:
+    """A member at its usual endpoints."""
+    return Member(node, f"node{node}:9090", f"node{node}:7090", voter, incarnation)
+
+
+def static_configuration(voters: int, learners: int = 0, first_incarnation: int = 0) -> Configuration:
+    """Voters 0, 1 ... and learners behind them; with their data directories recorded if there is a first one."""
     return Configuration.of(
-        Member(node, f"node{node}:9090", f"node{node}:7090", voter=node < voters) for node in range(voters + learners)
+        member(node, voter=node < voters, incarnation=first_incarnation and first_incarnation + node)
+        for node in range(voters + learners)
     )
 
 
@@ -58,13 +69,55 @@ class Disk:
     def __init__(self, hard_state: HardState, entries: Iterable[Entry]) -> None:
         self.hard_state = hard_state
         self.entries = list(entries)
+        self.base = (0, 0)
+        self.base_configurations: tuple[tuple[int, Configuration], ...] = ()
         self.under_way: deque[Persist] = deque()
 
+    @property
+    def last_index(self) -> int:
+        """Last durable entry."""
+        return self.base[0] + len(self.entries)
+
+    def entry(self, index: int) -> Entry:
+        """One durable entry."""
+        assert self.base[0] < index <= self.last_index, f"no entry {index} on this disk"
+        return self.entries[index - self.base[0] - 1]
+
+    def holds(self, index: int, term: int) -> bool:
+        """Whether this very entry is durable, as an entry or in the state before the base."""
+        return index <= self.base[0] or (index <= self.last_index and self.entry(index).term == term)
+
+    def cut(self, index: int) -> None:
+        """Forget entries up to ``index``."""
+        if index <= self.base[0]:
+            return
+        configurations = [c for c in self.recovered_configurations() if c[0] <= index]
+        term = self.entry(index).term
+        del self.entries[: index - self.base[0]]
+        self.base = (index, term)
+        self.base_configurations = tuple(configurations[-1:])
+
+    def reset(self, hard_state: HardState, base: tuple[int, int], configuration: tuple[int, Configuration]) -> None:
+        """Go on behind an installed snapshot."""
+        assert not self.under_way, "the log is reset when everything before is durable"
+        self.hard_state = hard_state
+        self.entries = []
+        self.base = base
+        self.base_configurations = (configuration,)
+
+    def recovered_configurations(self) -> list[tuple[int, Configuration]]:
+        """The one at the base and each later one."""
+        return [
+            *self.base_configurations,
+            *((e.index, Configuration.decode(e.payload)) for e in self.entries if e.kind == EntryKind.CONFIGURATION),
+        ]
+
     def read(self, first: int, last: int, bytes_max: int) -> list[Entry]:
-        assert 1 <= first <= last <= len(self.entries), f"read of {first} to {last}, durable are {len(self.entries)}"
+        base = self.base[0]
+        assert base < first <= last <= self.last_index, f"read of {first} to {last} in {base + 1} to {self.last_index}"
         taken: list[Entry] = []
         size = 0
-        for entry in self.entries[first - 1 : last]:
+        for entry in self.entries[first - base - 1 : last - base]:
             taken.append(entry)
             size += len(entry.record)
             if size > bytes_max:
@@ -79,8 +132,8 @@ class Disk:
             self.hard_state = persist.hard_state
         if persist.batch is not None:
             first = persist.batch.entries[0].index
-            assert first <= len(self.entries) + 1, "a gap in the log on disk"
-            del self.entries[first - 1 :]
+            assert self.base[0] < first <= self.last_index + 1, "a gap in the log on disk"
+            del self.entries[first - self.base[0] - 1 :]
             self.entries.extend(persist.batch.entries)
         return persist.ticket
 
@@ -88,28 +141,43 @@ class Disk:
         """What is found after a crash: writes under way are gone."""
         self.under_way.clear()
         terms: list[tuple[int, int]] = []
-        configurations = []
         for entry in self.entries:
             if not terms or terms[-1][1] != entry.term:
                 terms.append((entry.index, entry.term))
-            if entry.kind == EntryKind.CONFIGURATION:
-                configurations.append((entry.index, Configuration.decode(entry.payload)))
-        return RecoveredLog(self.hard_state, 0, 0, len(self.entries), tuple(terms), tuple(configurations))
+        configurations = tuple(self.recovered_configurations())
+        return RecoveredLog(self.hard_state, *self.base, self.last_index, tuple(terms), configurations)
 
 
 class Letter(NamedTuple):
-    """A message under way."""
+    """A message under way, between two data directories."""
 
     sender: int
     to: int
     message: RaftMessage
+    sender_incarnation: int = 0
+    to_incarnation: int = 0
+
+
+class Snapshot(NamedTuple):
+    """A state as it was on one node."""
+
+    applied: list[Entry]
+    term: int
+    configuration_index: int
+    configuration: Configuration
+
+    @property
+    def index(self) -> int:
+        """Last entry in it."""
+        return len(self.applied)
 
 
 class Node:
     """One core with its disk and state machine; volatile parts are made anew at each restart."""
 
-    def __init__(self, node_id: int, disk: Disk, settings: RaftSettings) -> None:
+    def __init__(self, node_id: int, disk: Disk, settings: RaftSettings, incarnation: int = 0) -> None:
         self.node_id = node_id
+        self.incarnation = incarnation
         self.disk = disk
         self.settings = settings
         self.applied: list[Entry] = []
@@ -135,6 +203,8 @@ class Node:
             self.settings,
             applied_index=self.durable_applied,
             now=self.now,
+            base_time_ms=self.applied[-1].time_ms if self.applied else 0,
+            incarnation=self.incarnation,
         )
 
     def crash(self) -> None:
@@ -152,15 +222,20 @@ class Node:
 class World:
     """Nodes, and the letters between them."""
 
-    def __init__(self, voters: int, learners: int = 0, settings: RaftSettings | None = None) -> None:
-        configuration = static_configuration(voters, learners)
+    def __init__(
+        self, voters: int, learners: int = 0, settings: RaftSettings | None = None, first_incarnation: int = 0
+    ) -> None:
+        configuration = static_configuration(voters, learners, first_incarnation)
         first = birth_entry(configuration)
+        self.settings = settings or RaftSettings()
         self.nodes = {
-            node: Node(node, Disk(HardState(BIRTH_TERM), [first]), settings or RaftSettings())
-            for node in range(voters + learners)
+            each.node_id: Node(each.node_id, Disk(HardState(BIRTH_TERM), [first]), self.settings, each.incarnation)
+            for each in configuration.members
         }
-        self.quorum = voters // 2 + 1
-        self.voters = range(voters)
+        self.buried: dict[tuple[int, int], Disk] = {}
+        """Disks that were lost, by seat and data directory: what they had acknowledged was durable on them."""
+        self.wanted: list[tuple[int, int]] = []
+        """Snapshots that leaders want to send: from, to."""
         self.letters: list[Letter] = []
         self.drawn = 0.5
         self.auto_persist = False
@@ -212,8 +287,15 @@ class World:
                 node.served[request] = effect.index
         elif isinstance(effect, DropReads):
             node.dropped.extend(effect.requests)
+        elif isinstance(effect, SendSnapshot):
+            if (node.node_id, effect.to) not in self.wanted:
+                self.wanted.append((node.node_id, effect.to))
         elif effect.role == Role.LEADER:
             self._check_leader(node, effect)
+
+    def _letter(self, node: Node, send: Send) -> Letter:
+        to = self.nodes.get(send.to)
+        return Letter(node.node_id, send.to, send.message, node.incarnation, to.incarnation if to else 0)
 
     def _post(self, node: Node, send: Send) -> None:
         """A message leaves: what it promises must be durable (catalogue bugs 2 and 59)."""
@@ -223,15 +305,15 @@ class World:
             durable = disk.hard_state
             assert durable.term > message.term or durable == (message.term, send.to), "a vote that is not durable"
         if isinstance(message, AppendReply) and not message.rejected:
-            assert message.index <= len(disk.entries), "an acknowledgement of entries that are not durable"
+            assert message.index <= disk.last_index, "an acknowledgement of entries that are not durable"
             assert disk.hard_state.term >= message.term, "an acknowledgement in a term that is not durable"
-        self.letters.append(Letter(node.node_id, send.to, message))
+        self.letters.append(self._letter(node, send))
 
     def _apply(self, node: Node, apply: Apply) -> None:
         for entry in apply.batch.entries:
             assert entry.index == len(node.applied) + 1, "applied out of order"
-            assert entry.index <= len(node.disk.entries), "applied before it was durable here"
-            assert node.disk.entries[entry.index - 1] == entry, "applied something else than is durable"
+            assert node.disk.entry(entry.index) == entry, "applied something else than is durable"
+            assert not node.applied or entry.time_ms >= node.applied[-1].time_ms, "entry times never fall"
             record = self.applied.setdefault(entry.index, entry.record)
             assert record == entry.record, f"two nodes applied different entries at {entry.index}"
             node.applied.append(entry)
@@ -256,23 +338,35 @@ class World:
         """Election safety and leader completeness."""
         leader = self.leaders.setdefault(change.term, node.node_id)
         assert leader == node.node_id, f"nodes {leader} and {node.node_id} both lead term {change.term}"
+        log = node.core.log
         for index, term in self.committed.items():
-            assert node.core.log.term_at(index) == term, f"the new leader lacks committed entry {index}"
+            assert index < log.base_index or log.term_at(index) == term, f"the new leader lacks committed entry {index}"
 
     def _check_commit(self, node: Node, before: int) -> None:
         """What anyone calls committed never changes and is durable on a quorum."""
         core = node.core
-        for index in range(before + 1, core.commit_index + 1):
+        for index in range(max(before + 1, core.log.base_index), core.commit_index + 1):
             term = core.log.term_at(index)
             known = self.committed.setdefault(index, term)
             assert known == term, f"committed entry {index} changed from term {known} to {term}"
         if core.commit_index > before and core.role == Role.LEADER:
-            index = core.commit_index
-            holders = 0
-            for voter in self.voters:
-                entries = self.nodes[voter].disk.entries
-                holders += len(entries) >= index and entries[index - 1].term == core.term
-            assert holders >= self.quorum, f"{index} was committed with {holders} durable copies"
+            self._check_copies(core)
+        if core.role == Role.LEADER and len(core.configurations) > 1:
+            # The newest may be uncommitted; the one before must be committed, whoever knows it.
+            assert core.configurations[-2][0] <= max(self.committed, default=1), "two uncommitted configurations"
+
+    def _check_copies(self, core: RaftMachine) -> None:
+        """What a leader commits is durable on a quorum of the configuration in force."""
+        holders = 0
+        for each in core.configuration.members:
+            seat = self.nodes.get(each.node_id)
+            if seat is None or not each.voter:
+                continue
+            lost = self.buried.get((each.node_id, each.incarnation))
+            disk = seat.disk if lost is None else lost
+            holders += disk.holds(core.commit_index, core.term)
+        quorum = len(core.configuration.voters) // 2 + 1
+        assert holders >= quorum, f"{core.commit_index} was committed with {holders} durable copies"
 
     # --- what the outside does --------------------------------------------------------------------
 
@@ -302,10 +396,81 @@ class World:
 
     def deliver(self, letter: Letter) -> None:
         """Hand over a letter as bytes, as the wire would; a node that is down gets nothing."""
-        node = self.nodes[letter.to]
+        node = self.nodes.get(letter.to)
+        if node is None or node.machine is None or not self._is_admitted(node, letter):
+            return
         if node.machine is not None:
             wire = b"".join(node.machine.encode(letter.message))
             self.feed(letter.to, Received(letter.sender, node.machine.decode(wire)))
+
+    @staticmethod
+    def _is_admitted(node: Node, letter: Letter) -> bool:
+        """Answers count only from the data directory that is recorded for their seat (catalogue bug 74)."""
+        if letter.to_incarnation != node.incarnation:
+            return False
+        seat = node.core.configuration.member(letter.sender)
+        if seat is None or not isinstance(letter.message, VoteReply | AppendReply | HeartbeatReply):
+            return True
+        return seat.incarnation in (0, letter.sender_incarnation)
+
+    def join(self, node_id: int, incarnation: int) -> None:
+        """A node with an empty data directory starts in this seat; what the seat held before is lost."""
+        old = self.nodes.get(node_id)
+        if old is not None:
+            self.buried[node_id, old.incarnation] = old.disk
+        self.nodes[node_id] = Node(node_id, Disk(HardState(), ()), self.settings, incarnation)
+        self.nodes[node_id].start()
+
+    def change(self, node_id: int, configuration: Configuration) -> None:
+        """A leader proposes a configuration."""
+        self.feed(node_id, Proposed([configuration.encode()], 0, EntryKind.CONFIGURATION))
+
+    def cut_log(self, node_id: int, index: int) -> None:
+        """The state machine of a node is durable up to ``index``, and its log is cut there."""
+        node = self.nodes[node_id]
+        node.durable_applied = max(node.durable_applied, index)
+        self.feed(node_id, LogCut(index))
+        node.disk.cut(index)
+
+    def take_snapshot(self, node_id: int) -> Snapshot:
+        """The state that a node shows now."""
+        node = self.nodes[node_id]
+        index = len(node.applied)
+        return Snapshot(list(node.applied), node.core.term_at(index), *node.core.configuration_at(index))
+
+    def install(self, node_id: int, snapshot: Snapshot) -> bool:
+        """Offer a snapshot to a node; False if it does not want it."""
+        node = self.nodes[node_id]
+        if node.machine is None or not node.core.accepts_snapshot(snapshot.index, snapshot.term):
+            return False
+        self.persist(node_id)
+        if not node.core.accepts_snapshot(snapshot.index, snapshot.term):
+            return False
+        assert len(node.applied) <= snapshot.index, "the state would go back"
+        assert node.applied == snapshot.applied[: len(node.applied)], "a snapshot of another history"
+        node.disk.reset(
+            node.core.hard_state,
+            (snapshot.index, snapshot.term),
+            (snapshot.configuration_index, snapshot.configuration),
+        )
+        node.applied = list(snapshot.applied)
+        node.durable_applied = snapshot.index
+        node.unconfirmed.clear()
+        time_ms = snapshot.applied[-1].time_ms
+        self.feed(node_id, SnapshotInstalled(snapshot.index, snapshot.term, *snapshot[2:], time_ms))
+        return True
+
+    def stream(self, node_id: int, to: int, *, fails: bool = False) -> None:
+        """Carry out one wanted snapshot at once, or let it fail."""
+        self.wanted.remove((node_id, to))
+        if self.nodes[node_id].machine is None:
+            return
+        index = 0
+        if not fails and to in self.nodes:
+            snapshot = self.take_snapshot(node_id)
+            if self.install(to, snapshot):
+                index = snapshot.index
+        self.feed(node_id, SnapshotSent(to, index))
 
     def crash(self, node_id: int) -> None:
         """Stop a node; letters that it sent may still arrive."""
@@ -373,10 +538,29 @@ def show_event(event: Event) -> str:
         return f"applied up to {event.index}"
     if isinstance(event, ReadAsked):
         return f"asked for read {event.request}"
+    if isinstance(event, Proposed) and event.kind == EntryKind.CONFIGURATION:
+        return f"was proposed: {show_configuration(Configuration.decode(event.payloads[0]))}"
+    if isinstance(event, TransferAsked):
+        return f"was asked to hand over to {'anyone' if event.target is None else event.target}"
+    if isinstance(event, LogCut):
+        return f"cut its log up to {event.index}"
+    if isinstance(event, SnapshotSent):
+        return f"sent a snapshot to {event.peer}: {f'up to {event.index}' if event.index else 'failed'}"
+    if isinstance(event, SnapshotInstalled):
+        return f"installed a snapshot up to {event.index}/{event.term}, {show_configuration(event.configuration)}"
     if isinstance(event, Proposed):
         return f"was proposed: {', '.join(payload.decode() for payload in event.payloads)}"
     assert isinstance(event, PeerReset)
     return f"has its link to {event.peer} {'up' if event.reachable else 'down'}"
+
+
+def show_configuration(configuration: Configuration) -> str:
+    """Node ids; learners end with l, recorded data directories follow a #."""
+    words = [
+        f"{each.node_id}{'' if each.voter else 'l'}{f'#{each.incarnation}' if each.incarnation else ''}"
+        for each in configuration.members
+    ]
+    return f"configuration {' '.join(words)}"
 
 
 def show_effect(effect: Effect) -> str:
@@ -397,5 +581,7 @@ def show_effect(effect: Effect) -> str:
         return f"serve reads {', '.join(map(str, effect.requests))} at {effect.index}"
     if isinstance(effect, DropReads):
         return f"drop reads {', '.join(map(str, effect.requests))}"
+    if isinstance(effect, SendSnapshot):
+        return f"send a snapshot to {effect.to}"
     leader = "nobody" if effect.leader is None else effect.leader
     return f"now {effect.role} in term {effect.term}, leader {leader}: {effect.reason}"

@@ -18,12 +18,20 @@ A file is a sequence of blocks: comment lines, command lines, a line ``----``, t
     read NODE NUMBER
     manual                                   applied groups are confirmed by `confirm NODE` only
     reset NODE PEER up|down                  tell a node that a link came up or broke
+    change NODE MEMBER ...                   propose a configuration; a member is `0`, `0l` (learner) or `0#7` (directory 7)
+    may_change NODE                          whether the configuration may change now, and why not
+    join NODE [INCARNATION]                  an empty directory starts in this seat; what it held before is lost
+    cut_log NODES INDEX                      entries up to there are durable in the state machine and leave the log
+    snapshot A>B [fail]                      carry out a wanted snapshot
+    take NAME NODE, install NAME NODE        keep the state of a node; offer it to a node
+    transfer NODE [TARGET]                   ask a leader to hand over
     crash NODES, restart NODES
     drawn X                                  the random number of all ticks from here on
     letters                                  what is under way
     show NODES                               where nodes stand
     expect NODE name=value ...               role term vote leader commit last durable applied served.R dropped
                                              state.PEER match.PEER next.PEER in_flight.PEER may_serve letters
+                                             base configuration quorum transferring wanted may_change
     quietly COMMAND                          without its trace
 
 ``expect`` fails also while traces are being rewritten, so a rewritten file still proves what it says.
@@ -34,11 +42,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvorum.core.cluster import Configuration
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
-from kvorum.core.machine import PeerReset, Proposed, ReadAsked, Role
+from kvorum.core.machine import PeerReset, Proposed, ReadAsked, Role, TransferAsked
 from kvorum.raft import messages
 from kvorum.raft.machine import RaftSettings
-from tests.scripts.raft_world import Disk, Letter, World, show_entries, show_message
+from tests.scripts.raft_world import Disk, Letter, Snapshot, World, member, show_entries, show_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +55,7 @@ if TYPE_CHECKING:
 
     from kvorum.raft.messages import RaftMessage
 
-FLAGS = {"VoteRequest": ("prevote",), "VoteReply": ("prevote", "granted")}
+FLAGS = {"VoteRequest": ("prevote", "transfer"), "VoteReply": ("prevote", "granted")}
 STEP_S = 0.02
 STABILIZE_ROUNDS_MAX = 200
 ELECT_TICKS_MAX = 100
@@ -126,6 +135,7 @@ class Runner:
         self.lines: list[str] = []
         self.world = World(1)
         self.kept: dict[str, Letter] = {}
+        self.taken: dict[str, Snapshot] = {}
         self.cut: set[int] = set()
         self.quiet = False
 
@@ -247,7 +257,10 @@ class Runner:
         for flag in FLAGS.get(kind, ()):
             values.setdefault(flag, False)
         message: RaftMessage = getattr(messages, kind)(**values)
-        self.world.deliver(Letter(sender, to, message))
+        seats = self.world.nodes
+        self.world.deliver(
+            Letter(sender, to, message, seats[sender].incarnation if sender in seats else 0, seats[to].incarnation)
+        )
 
     def do_keep(self, name: str, link: str) -> None:
         (self.kept[name],) = self.take((link, "1"))
@@ -307,14 +320,51 @@ class Runner:
     def do_reset(self, node: str, peer: str, state: str) -> None:
         self.world.feed(int(node), PeerReset(int(peer), reachable=state == "up"))
 
+    # --- members, log, hand-over ------------------------------------------------------------------
+
+    def do_change(self, node: str, *words: str) -> None:
+        members = []
+        for word in words:
+            seat, _, incarnation = word.partition("#")
+            members.append(
+                member(int(seat.rstrip("l")), voter=not seat.endswith("l"), incarnation=int(incarnation or 0))
+            )
+        self.world.change(int(node), Configuration.of(members))
+
+    def do_may_change(self, node: str) -> None:
+        self.trace(f"{node}: {self.world.nodes[int(node)].core.change_refused() or 'may change'}")
+
+    def do_join(self, node: str, incarnation: str = "0") -> None:
+        self.world.join(int(node), int(incarnation))
+
+    def do_cut_log(self, words: str, index: str) -> None:
+        for node in self.nodes(words):
+            self.world.cut_log(node, int(index))
+
+    def do_snapshot(self, link: str, how: str = "") -> None:
+        sender, to = map(int, link.split(">"))
+        self.world.stream(sender, to, fails=how == "fail")
+
+    def do_take(self, name: str, node: str) -> None:
+        self.taken[name] = self.world.take_snapshot(int(node))
+        self.trace(f"{name}: up to {self.taken[name].index}/{self.taken[name].term}")
+
+    def do_install(self, name: str, node: str) -> None:
+        if not self.world.install(int(node), self.taken[name]):
+            self.trace(f"{node} does not want {name}")
+
+    def do_transfer(self, node: str, target: str | None = None) -> None:
+        self.world.feed(int(node), TransferAsked(None if target is None else int(target)))
+
     # --- looking ----------------------------------------------------------------------------------
 
     def do_show(self, words: str) -> None:
         for node in self.nodes(words):
             core = self.world.nodes[node].core
-            entries = core.log.slice(1, core.last_index, core.last_index, 2**30)
-            if entries[-1].index < core.last_index:
-                entries += core.log.slice(entries[-1].index + 1, core.last_index, core.last_index, 2**30)
+            entries: list[Entry] = []
+            while core.base_index + len(entries) < core.last_index:
+                first = core.base_index + len(entries) + 1
+                entries += core.log.slice(first, core.last_index, core.last_index, 2**30)
             vote = "-" if core.voted_for is None else core.voted_for
             self.trace(
                 f"{node} {core.role} term={core.term} vote={vote} commit={core.commit_index} "
@@ -346,6 +396,12 @@ class Runner:
                     "served": node.served.get(int(detail or 0), "none"),
                     "dropped": ",".join(map(str, node.dropped)),
                     "may_serve": core.may_serve,
+                    "base": core.base_index,
+                    "configuration": statistics["configuration_index"],
+                    "quorum": core.quorum,
+                    "transferring": core.transferring_to,
+                    "may_change": core.change_refused() is None,
+                    "wanted": ",".join(str(to) for sender, to in self.world.wanted if sender == node.node_id),
                     "letters": sum(letter.sender == node.node_id for letter in self.world.letters),
                 }[name]
             assert str(found) == wanted, f"node {word}: {fact.split('=')[0]} is {found}, expected {wanted}"
