@@ -492,8 +492,9 @@ class ConsensusManager(Reporting):
         self.feed(Proposed([configuration.encode()], self._around.wall_ms(), EntryKind.CONFIGURATION))
 
     def propose_maintenance(self, maintenance: Maintenance) -> None:
-        """Append a maintenance entry as the leader."""
-        self.feed(Proposed([maintenance.encode()], self._around.wall_ms(), EntryKind.MAINTENANCE))
+        """Append a maintenance entry as the leader, unless it is handing over."""
+        if self.machine is not None and self.machine.transferring_to is None:
+            self.feed(Proposed([maintenance.encode()], self._around.wall_ms(), EntryKind.MAINTENANCE))
 
     def write_first_entry(self, hard_state: HardState, batch: EntryBatch) -> None:
         """Persist log entry 1 of a cluster that is being born; `become_member` follows when it is durable."""
