@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 EVERYTHING: Final = (b"", b"\xff")
 
-SLICE_ROWS: Final = 512
-"""Rows between two yields: less than a millisecond."""
+SLICE_ROWS: Final = 256
+"""Rows between two yields: less than half a millisecond."""
 
 WRITE_BYTES_MAX: Final = CHUNK_BYTES_MAX
 """Rows of one engine batch, and so the memory of an import."""
