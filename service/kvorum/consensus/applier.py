@@ -197,14 +197,16 @@ class Applier:
         if self._unflushed_entries >= self._flush_entries or self._unflushed_bytes >= FLUSH_BYTES:
             self.flush_now()
 
-    def flush_now(self) -> None:
-        """Begin to make everything applied so far durable, unless that is under way."""
-        if not self._flushing and not self._paused and not self._halted:
-            self._flushing = True
-            self._unflushed_entries = self._unflushed_bytes = 0
-            self._last_flush = self._clock()
-            reached = self._machine.applied_index
-            self._flush(lambda: self._flushed(reached))
+    def flush_now(self) -> bool:
+        """Begin to make everything applied so far durable; False if that cannot be now, or is under way already."""
+        if self._flushing or self._paused or self._halted:
+            return False
+        self._flushing = True
+        self._unflushed_entries = self._unflushed_bytes = 0
+        self._last_flush = self._clock()
+        reached = self._machine.applied_index
+        self._flush(lambda: self._flushed(reached))
+        return True
 
     def tick(self, now: float) -> None:
         """A few times a second: flush what little there is once in a while, so that a restart replays little."""

@@ -163,7 +163,7 @@ class Retention:
     """See the module text; `tick` is all there is to call."""
 
     def __init__(
-        self, host: Host, settings: RetentionSettings, state: RetainedState, flush: Callable[[], None]
+        self, host: Host, settings: RetentionSettings, state: RetainedState, flush: Callable[[], bool]
     ) -> None:
         """
         Begin with nothing observed.
@@ -172,7 +172,8 @@ class Retention:
             host: Whoever proposes.
             settings: The windows and bounds.
             state: The state machine of this node.
-            flush: Asks for what was removed to reach the disk, so that its space can be given back.
+            flush: Asks for what was removed to reach the disk, so that its space can be given back; False if that
+                must be asked for again.
         """
         self._host = host
         self._settings = settings
@@ -180,6 +181,7 @@ class Retention:
         self._flush = flush
         self._versions = _Window(settings.retention_s)
         self._times = _Window(settings.session_idle_s)
+        self._flush_due = False
         self._led_term: Term | None = None
         self._next_look = 0.0
         self._next_move = 0.0
@@ -200,7 +202,10 @@ class Retention:
             return
         self._next_look = now + LOOK_S
         sweeper = self._state.sweeper
-        if not sweeper.active and sweeper.due():
+        if self._flush_due:
+            # Before the next pass: its iterators would have to step over everything that this one deleted.
+            self._flush_due = not self._flush()
+        elif not sweeper.active and sweeper.due():
             sweeper.start()
             self.sweeps_total += 1
         self._look(now)
@@ -214,7 +219,7 @@ class Retention:
         while sweeper.step():
             if clock() >= end:
                 return
-        self._flush()
+        self._flush_due = not self._flush()
 
     def _look(self, now: float) -> None:
         """Observe, and propose what has become due; only while leading."""
