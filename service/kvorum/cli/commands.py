@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kvorum.cli.operator_commands import leader, member, snapshot
+from kvorum.cli.options import LOCALHOST, Endpoints, HttpEndpoints, Output
 from kvorum.cli.output import OutputFormat
 
 app = typer.Typer(
@@ -16,19 +18,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-wal = typer.Typer(help="Look into a node's consensus log; read-only.", no_args_is_help=True)
+wal = typer.Typer(help="A node's consensus log: look into it, or cut it.", no_args_is_help=True)
+app.add_typer(member, name="member")
+app.add_typer(leader, name="leader")
+app.add_typer(snapshot, name="snapshot")
 app.add_typer(wal, name="wal")
 
-Endpoints = Annotated[
-    str,
-    typer.Option(
-        "--endpoints",
-        "-e",
-        envvar="KVORUM_ENDPOINTS",
-        help="Client endpoints of the nodes, host:port separated by commas.",
-    ),
-]
-Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Form of the output.")]
 Hex = Annotated[bool, typer.Option("--hex", help="Keys and values are hexadecimal instead of text with \\xNN.")]
 Family = Annotated[str | None, typer.Option("--family", "-f", help="Column family; the default one if absent.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds for the whole command's call.", min=0.1)]
@@ -36,8 +31,6 @@ Consistency = Annotated[
     str | None,
     typer.Option("--consistency", help="Read level: read_index (linearizable), leader or local; else the node's own."),
 ]
-
-LOCALHOST = "localhost:9090"
 
 
 @app.command()
@@ -89,10 +82,7 @@ def status(*, endpoints: Endpoints = LOCALHOST, output: Output = OutputFormat.TE
 def verify(
     *,
     endpoints: Endpoints = LOCALHOST,
-    http_endpoints: Annotated[
-        str | None,
-        typer.Option("--http-endpoints", help="HTTP endpoints in the same order; default client port - 1000."),
-    ] = None,
+    http_endpoints: HttpEndpoints = None,
     output: Output = OutputFormat.TEXT,
 ) -> None:
     """Compare the state of all nodes by its hash at one applied index; exit code 1 if they differ."""
@@ -207,3 +197,17 @@ def inspect_wal(
     from kvorum.cli.wal import inspect
 
     inspect(directory, output)
+
+
+@wal.command("compact")
+def compact_wal(
+    *,
+    endpoints: Endpoints = LOCALHOST,
+    http_endpoints: HttpEndpoints = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each node.", min=0.1, max=600.0)] = 30.0,
+    output: Output = OutputFormat.TEXT,
+) -> None:
+    """Cut the log of every node given, up to what its store holds durably; nodes do so by themselves, too."""
+    from kvorum.cli.members import compact_logs
+
+    compact_logs(endpoints, http_endpoints, timeout, output)

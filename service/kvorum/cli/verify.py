@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Final
 
+from kvorum.cli.admin_client import http_endpoints as find_http_endpoints
 from kvorum.cli.output import OutputFormat, console, print_json, read_endpoints, run_async, usage_error
 from kvorum_client import KvorumClient, KvorumError, NodeStatus, split_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
-
-HTTP_PORT_DISTANCE: Final = 1000
-"""A node's HTTP port is its client port less this, unless it was configured otherwise."""
 
 LEAD_S: Final = 0.5
 """Under load the common index is chosen this far ahead of the cluster, so that every node hears it in time."""
@@ -42,12 +40,6 @@ class Verdict:
     def equal(self) -> bool:
         """All nodes hold the same state."""
         return len(set(self.hashes.values())) == 1
-
-
-def http_endpoint(endpoint: str) -> str:
-    """Where a node with this client endpoint serves HTTP by default."""
-    host, port = split_endpoint(endpoint)
-    return f"{host}:{port - HTTP_PORT_DISTANCE}"
 
 
 def _fetch(http: str, index: int) -> str:
@@ -110,9 +102,7 @@ async def compare(client: KvorumClient, https: Sequence[str]) -> Verdict:
 def verify(endpoints: str, http_endpoints: str | None, output: OutputFormat) -> NoReturn:
     """Print each node's hash; exit code 1 if they differ or cannot be compared."""
     asked = read_endpoints(endpoints)
-    https = (
-        [http_endpoint(endpoint) for endpoint in asked] if http_endpoints is None else read_endpoints(http_endpoints)
-    )
+    https = find_http_endpoints(endpoints, http_endpoints)
     if len(https) != len(asked):
         usage_error("--http-endpoints must name one for each of --endpoints, in the same order")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from kvorum.core.cluster import Configuration
 from kvorum.core.entries import HEADER_BYTES, Entry, parse_records
 from kvorum.core.errors import RemoteError
+from kvorum.core.limits import PEER_FRAME_BYTES_MAX
 
 if TYPE_CHECKING:
     from kvorum.core.ids import Index, Term
@@ -87,6 +88,20 @@ CHUNK_HEADER_BYTES: Final = _CHUNK.size
 def encode_chunk(kind: int, payload: bytes) -> bytes:
     """One chunk: payload length u32, kind u8, CRC32 of the payload with the kind as start value u32, payload."""
     return _CHUNK.pack(len(payload), kind, zlib.crc32(payload, kind)) + payload
+
+
+def chunk_bytes(header: bytes) -> tuple[int, int]:
+    """
+    Kind and length, header included, of the chunk that begins with these `CHUNK_HEADER_BYTES`.
+
+    Raises:
+        RemoteError: No chunk is that long: these are not the bytes of a snapshot, or they are damaged.
+    """
+    length, kind, _ = _CHUNK.unpack(header)
+    if length > PEER_FRAME_BYTES_MAX or not ChunkKind.MANIFEST <= kind <= ChunkKind.END:
+        msg = f"no chunk of a snapshot has kind {kind} and {length} bytes: this is none, or it is damaged"
+        raise RemoteError(msg)
+    return kind, CHUNK_HEADER_BYTES + int(length)
 
 
 def decode_chunk(chunk: bytes) -> tuple[int, bytes]:

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import kvorum
 from kvorum.cli.commands import app
 from kvorum.cli.local_cluster import LocalCluster, find_free_ports
-from kvorum.cli.verify import Verdict, http_endpoint
+from kvorum.cli.admin_client import http_endpoint
+from kvorum.cli.verify import Verdict
 
 RUNNER = CliRunner()
 COMMANDS = ("serve", "status", "verify", "get", "set", "delete", "range", "demo", "version", "wal")
