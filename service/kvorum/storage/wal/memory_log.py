@@ -181,7 +181,9 @@ class MemoryLog:
         found._entries = self._entries.copy()
         found._configured = self._configured.copy()
         if installed is not None and found._base_index < installed.index:
-            found._restart(found._hard_state, installed.index, installed.term, installed.configuration)
+            behind = found._hard_state.term < installed.term
+            hard_state = HardState(installed.term, None) if behind else found._hard_state
+            found._restart(hard_state, installed.index, installed.term, installed.configuration)
         found.recovered = _recovered(
             found._hard_state, found._entries, found._base_index, found._base_term, found._configured
         )

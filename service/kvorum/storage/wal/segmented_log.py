@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from kvorum.core.entries import EntryKind
+from kvorum.core.entries import EntryKind, HardState
 from kvorum.core.errors import StorageFailedError
 from kvorum.observe.histogram import LatencyHistogram
 from kvorum.storage.wal.layout import FILE_HEADER_BYTES, SEGMENT_BYTES, base_record, hard_state_record
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from kvorum.core.entries import Entry, EntryBatch, HardState
+    from kvorum.core.entries import Entry, EntryBatch
     from kvorum.core.ids import Index, Term, Ticket
     from kvorum.core.snapshot import Manifest
     from kvorum.storage.wal.recovery import Recovery
@@ -442,7 +442,10 @@ def _take_over(directory: Path, recovery: Recovery, segment_bytes: int, system: 
 def _follow_store(recovery: Recovery, writer: SegmentWriter, installed: Manifest) -> None:
     """Finish the install of a snapshot that a crash interrupted: its store is in place, so its base is the log's."""
     state = recovery.state
-    reset = _Reset(0, state.hard_state, installed.index, installed.term, installed.configuration)
+    # A vote counts in its own term only, and no log may be ahead of its hard state.
+    behind = state.hard_state.term < installed.term
+    hard_state = HardState(installed.term, None) if behind else state.hard_state
+    reset = _Reset(0, hard_state, installed.index, installed.term, installed.configuration)
     parts = reset.records()
     size = sum(map(len, parts))
     if not writer.has_room(size):

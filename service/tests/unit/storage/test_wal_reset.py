@@ -126,7 +126,7 @@ def test_log_that_missed_an_install_follows_its_store_at_start(open_log: OpenLog
         found = opened.recovered
         assert (found.base_index, found.base_term, found.last_index) == (100, 4, 100)
         assert found.configurations == ((90, MEMBERS),)
-        assert found.hard_state == (HardState(6, 0) if entries else HardState())
+        assert found.hard_state == (HardState(6, 0) if entries else HardState(4))
         assert opened.first_index == 101
     later = LogUnderTest(log.path)
     later.fill(101, 105, term=6)
