@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kvorum.core.codec import IDENTIFIED, IDENTITY_BYTES
 from kvorum.core.errors import ErrorCode, Refusal
@@ -55,24 +56,31 @@ FORGET_ROWS_MAX: Final = 4096
 
 DIGEST_BYTES: Final = 16
 
+_Head: TypeAlias = tuple[int, int, int, int]
+_last_index: Final = attrgetter("last_index")
+
 
 class Session:
     """One session in memory."""
 
     __slots__ = ("before", "client_id", "forgotten", "last_index", "last_time_ms", "outcomes", "recorded")
 
-    def __init__(self, client_id: bytes, head: Head, outcomes: dict[int, bytes] | None) -> None:
+    def __init__(self, client_id: bytes, head: _Head, outcomes: dict[int, bytes] | None) -> None:
         self.client_id = client_id
-        self.recorded, self.forgotten, self.last_index, self.last_time_ms = head
+        self.head = head
         self.outcomes = outcomes
         """Rows of the kept outcomes by request id, oldest first; None if they are not in memory."""
-        self.before: Head | None = None
+        self.before: _Head | None = None
         """What an unfinished group goes back to; None for a session that it created."""
 
     @property
-    def head(self) -> Head:
-        """The row of this session."""
-        return Head(self.recorded, self.forgotten, self.last_index, self.last_time_ms)
+    def head(self) -> _Head:
+        """What its row holds, in the order of `layout.Head`."""
+        return self.recorded, self.forgotten, self.last_index, self.last_time_ms
+
+    @head.setter
+    def head(self, head: _Head) -> None:
+        self.recorded, self.forgotten, self.last_index, self.last_time_ms = head
 
     def note(self, request_id: int, row: bytes) -> None:
         """Take in an outcome; the oldest one beyond the ring is forgotten."""
@@ -130,7 +138,7 @@ class Sessions:
                 stored = self._loaded.pop(client_id, session)
                 stored.outcomes = session.outcomes = None
                 if session.before is not None:
-                    session.recorded, session.forgotten, session.last_index, session.last_time_ms = session.before
+                    session.head = session.before
         self._clear(batch)
 
     def stage_rows(self) -> None:
@@ -138,7 +146,8 @@ class Sessions:
         assert self._batch is not None
         put = self._batch.put
         for client_id, session in self.touched.items():
-            put(SESSION_PREFIX + client_id, pack_head(*session.head))
+            row = pack_head(session.recorded, session.forgotten, session.last_index, session.last_time_ms)
+            put(SESSION_PREFIX + client_id, row)
         if self._new_maximum is not None:
             put(SESSIONS_MAX_KEY, pack_u32(self._new_maximum))
 
@@ -150,12 +159,18 @@ class Sessions:
         for client_id in self._dropped:
             del everyone[client_id]
             loaded.pop(client_id, None)
+        last_of_all, last_loaded = everyone.move_to_end, loaded.move_to_end
         for session in sorted(self.touched.values(), key=_last_index):
+            client_id = session.client_id
+            if session.before is None:
+                everyone[client_id] = loaded[client_id] = session
+                continue
             session.before = None
-            everyone[session.client_id] = session
-            everyone.move_to_end(session.client_id)
-            loaded[session.client_id] = session
-            loaded.move_to_end(session.client_id)
+            last_of_all(client_id)
+            if client_id in loaded:
+                last_loaded(client_id)
+            else:
+                loaded[client_id] = session
         while len(loaded) > RINGS_LOADED_MAX:
             loaded.popitem(last=False)[1].outcomes = None
         self._clear(None)
@@ -182,7 +197,7 @@ class Sessions:
                 session = Session(client_id, Head(), {})
                 self._created += 1
             else:
-                session.before = session.head
+                session.before = (session.recorded, session.forgotten, session.last_index, session.last_time_ms)
                 if session.outcomes is None:
                     session.outcomes = self._read_outcomes(session)
             self.touched[client_id] = session
@@ -262,14 +277,10 @@ class Sessions:
             self._created -= 1
         if used is not None and used.before is not None:
             # Only its place in the store goes; an undone group must find it as it was.
-            used.recorded, used.forgotten, used.last_index, used.last_time_ms = used.before
+            used.head = used.before
             used.outcomes = None
             self._loaded.pop(client_id, None)
         return kept + 1
-
-
-def _last_index(session: Session) -> Index:
-    return session.last_index
 
 
 def digest_of(record: bytes, opcode_at: int) -> bytes:
