@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RaftMachine", "RaftSettings"]
 
+_ANSWERS: Final = (AppendReply, HeartbeatReply, VoteReply)
 _VOTING: Final = frozenset((VoteRequest, VoteReply))
 _WANTS_ANSWER: Final = frozenset((AppendRequest, Heartbeat))
 _FROM_LEADER: Final = frozenset((AppendRequest, Heartbeat, CommitNotice))
@@ -235,6 +236,10 @@ class RaftMachine(RaftState):
     def decode(self, payload: bytes) -> RaftMessage:
         """Inverse of `encode`; raises `core.errors.RemoteError` on anything `encode` would not have written."""
         return codec.decode(payload)
+
+    def counts_sender(self, message: RaftMessage) -> bool:
+        """Whether a message lets its sender count as a member; see `core.machine.Machine.counts_sender`."""
+        return isinstance(message, _ANSWERS)
 
     # --- what others may look at ------------------------------------------------------------------
 

@@ -474,6 +474,12 @@ class World:
 
     def crash(self, node_id: int) -> None:
         """Stop a node; letters that it sent may still arrive."""
+        disk = self.nodes[node_id].disk
+        for persist in disk.under_way:
+            for entry in persist.batch.entries if persist.batch is not None else ():
+                if entry.term > disk.hard_state.term:
+                    # A single voter's term that was never durable: nobody heard of it, and it may come again.
+                    self.born.pop((entry.index, entry.term), None)
         self.nodes[node_id].crash()
 
     def restart(self, node_id: int) -> None:

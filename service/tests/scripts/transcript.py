@@ -18,7 +18,7 @@ A file is a sequence of blocks: comment lines, command lines, a line ``----``, t
     read NODE NUMBER
     manual                                   applied groups are confirmed by `confirm NODE` only
     reset NODE PEER up|down                  tell a node that a link came up or broke
-    change NODE MEMBER ...                   propose a configuration; a member is `0`, `0l` (learner) or `0#7` (directory 7)
+    change NODE MEMBER ...                   propose a configuration: `0`, `0l` (learner) or `0#7` (directory 7)
     may_change NODE                          whether the configuration may change now, and why not
     join NODE [INCARNATION]                  an empty directory starts in this seat; what it held before is lost
     cut_log NODES INDEX                      entries up to there are durable in the state machine and leave the log

@@ -1,25 +1,43 @@
-"""Seeded runs of 3 and 5 cores against loss, repetition, reordering, partitions, slow disks and crashes."""
+"""
+Seeded runs of 3 and 5 cores against loss, repetition, reordering, partitions, slow disks and crashes.
+
+Half of them also cut logs, send snapshots, hand leadership over, change members and lose whole data directories.
+"""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kvorum.core.machine import PeerReset, Proposed, ReadAsked, Role
-from kvorum.raft.machine import RaftSettings
-from tests.scripts.raft_world import Letter, World
+from kvorum.core.cluster import Configuration
+from kvorum.core.machine import PeerReset, Proposed, ReadAsked, Role, TransferAsked
+from kvorum.raft.machine import RaftMachine, RaftSettings
+from kvorum.raft.membership import change_flaw
+from tests.scripts.raft_world import Letter, World, member
+
+if TYPE_CHECKING:
+    from tests.scripts.raft_world import Snapshot
 
 SEEDS = 240
 STEPS = 900
 SETTLE_ROUNDS = 400
 TICK_S = 0.02
+SEATS = 6
+FIRST_INCARNATION = 100
 
 
 class Nemesis:
     """Drives one world from one seed: chance decides what happens next, then everything heals."""
 
-    def __init__(self, seed: int, voters: int) -> None:
+    def __init__(self, seed: int, voters: int, *, churn: bool = False) -> None:
+        self.churn = churn
+        self.snapshots: list[Snapshot] = []
+        """Old ones, which somebody may offer late."""
+        self.incarnations = FIRST_INCARNATION + SEATS
+        self.counts = dict.fromkeys(("changes", "wipes", "joins", "installs", "transfers", "cuts", "late"), 0)
         self.random = random.Random(seed)
         settings = RaftSettings(
             election_timeout_s=0.3,
@@ -28,7 +46,8 @@ class Nemesis:
             append_bytes_max=self.random.choice((80, 200, 4096)),
             appends_in_flight_max=self.random.choice((1, 2, 8)),
         )
-        self.world = World(voters, self.random.choice((0, 0, 1)), settings)
+        learners = self.random.choice((0, 0, 1))
+        self.world = World(voters, learners, settings, FIRST_INCARNATION if churn else 0)
         self.world.auto_confirm = self.random.random() < 0.5
         self.loss = self.random.choice((0.0, 0.05, 0.25))
         self.repetition = self.random.choice((0.0, 0.1))
@@ -52,6 +71,9 @@ class Nemesis:
         world.drawn = chance.random()
         node = chance.choice(list(world.nodes.values()))
         draw = chance.random()
+        if self.churn and chance.random() < 0.06:
+            self.administer()
+            return
         if node.machine is None:
             if draw < 0.1:
                 world.restart(node.node_id)
@@ -95,6 +117,8 @@ class Nemesis:
             return
         leader = self.random.choice(leaders)
         if self.random.random() < 0.5:
+            if leader.transferring_to is not None:
+                return
             count = self.random.randint(1, 6)
             self.values += count
             payloads = [b"%d" % (self.values - n) + bytes(self.random.randrange(60)) for n in range(count)]
@@ -103,6 +127,123 @@ class Nemesis:
             asked = leader if self.random.random() < 0.9 else self.random.choice(cores)
             self.requests += 1
             self.world.feed(asked.node_id, ReadAsked(self.requests))
+
+    # --- administration ---------------------------------------------------------------------------
+
+    def administer(self) -> None:
+        """One thing that operators, retention or the loss of a disk do."""
+        world, chance = self.world, self.random
+        leader = world.leader()
+        draw = chance.random()
+        if draw < 0.25:
+            self.cut_a_log()
+        elif draw < 0.5:
+            if world.wanted:
+                sender, to = chance.choice(world.wanted)
+                self.send_snapshot(sender, to, fails=chance.random() < 0.2)
+            elif self.snapshots:
+                late = chance.choice(self.snapshots)
+                self.counts["late"] += world.install(chance.choice(list(world.nodes)), late)
+        elif draw < 0.57 and leader is not None:
+            self.counts["transfers"] += 1
+            world.feed(leader.node_id, TransferAsked(chance.choice((None, *world.nodes))))
+        elif draw < 0.65:
+            self.lose_a_disk()
+        elif leader is not None and leader.change_refused() is None:
+            self.change_members(leader)
+
+    def cut_a_log(self) -> None:
+        up = [node for node in self.world.nodes.values() if node.machine is not None and node.applied]
+        if up:
+            node = self.random.choice(up)
+            node_id, shown = node.node_id, len(node.applied)
+            self.snapshots = [*self.snapshots[-3:], self.world.take_snapshot(node_id)]
+            self.world.cut_log(node_id, self.random.randint(shown * 2 // 3, shown))
+            self.counts["cuts"] += 1
+
+    def send_snapshot(self, sender: int, to: int, *, fails: bool) -> None:
+        before = self.world.nodes[to].core.base_index if to in self.world.nodes and self.world.nodes[to].machine else -1
+        self.world.stream(sender, to, fails=fails)
+        node = self.world.nodes.get(to)
+        if node is not None and node.machine is not None and before >= 0:
+            self.counts["installs"] += node.core.base_index > before
+
+    def next_incarnation(self) -> int:
+        self.incarnations += 1
+        return self.incarnations
+
+    def lose_a_disk(self) -> None:
+        """Of a node whose loss every configuration that anybody follows can bear; it comes back empty."""
+        world = self.world
+        victim = self.random.choice(list(world.nodes))
+        for node in world.nodes.values():
+            for _, configuration in node.disk.recovered_configurations()[-3:]:
+                if not self.bears(configuration, victim):
+                    return
+            if node.machine is not None:
+                for _, configuration in node.core.configurations[-3:]:
+                    if not self.bears(configuration, victim):
+                        return
+        self.counts["wipes"] += 1
+        world.join(victim, self.next_incarnation())
+
+    def bears(self, configuration: Configuration, victim: int) -> bool:
+        nodes = self.world.nodes
+        intact = [
+            each.node_id
+            for each in configuration.members
+            if each.voter
+            and each.node_id != victim
+            and each.node_id in nodes
+            and nodes[each.node_id].incarnation == each.incarnation
+        ]
+        return len(intact) >= configuration.quorum
+
+    def change_members(self, leader: RaftMachine) -> None:
+        """Some change that is a single-server change and keeps a quorum of intact voters."""
+        world, chance = self.world, self.random
+        current = leader.configuration
+        members = {each.node_id: each for each in current.members}
+        seat = chance.randrange(SEATS)
+        each = members.get(seat)
+        node = world.nodes.get(seat)
+        if each is None:
+            if node is None or chance.random() < 0.5:
+                world.join(seat, self.next_incarnation())
+                self.counts["joins"] += 1
+            members[seat] = member(seat, voter=False, incarnation=world.nodes[seat].incarnation)
+        elif node is not None and node.incarnation != each.incarnation:
+            members[seat] = replace(each, voter=False, incarnation=node.incarnation)
+        elif each.voter:
+            if chance.random() < 0.6:
+                del members[seat]
+            else:
+                members[seat] = replace(each, voter=False)
+        elif leader.matches().get(seat, 0) >= leader.commit_index:
+            members[seat] = replace(each, voter=True)
+        following = Configuration.of(members.values())
+        if following != current and change_flaw(current, following) is None and self.bears(following, -1):
+            self.counts["changes"] += 1
+            world.change(leader.node_id, following)
+
+    def heal_members(self) -> None:
+        """Bring wiped members back as learners, and learners that hold everything to votes."""
+        leader = self.world.leader()
+        for sender, to in list(self.world.wanted):
+            self.send_snapshot(sender, to, fails=False)
+        if leader is None or leader.change_refused() is not None:
+            return
+        for each in leader.configuration.members:
+            node = self.world.nodes[each.node_id]
+            if node.incarnation != each.incarnation:
+                healed = replace(each, voter=False, incarnation=node.incarnation)
+            elif not each.voter and leader.matches().get(each.node_id, -1) == leader.commit_index:
+                healed = replace(each, voter=True)
+            else:
+                continue
+            others = [other for other in leader.configuration.members if other.node_id != each.node_id]
+            self.world.change(leader.node_id, Configuration.of([*others, healed]))
+            return
 
     def repartition(self) -> None:
         nodes = list(self.world.nodes)
@@ -130,6 +271,8 @@ class Nemesis:
                 world.persist(node)
                 while world.nodes[node].unconfirmed:
                     world.confirm(node)
+            if self.churn:
+                self.heal_members()
             letters, world.letters = world.letters, []
             for letter in letters:
                 world.deliver(letter)
@@ -142,10 +285,15 @@ class Nemesis:
         pytest.fail(f"not settled: {states}")
 
     def is_settled(self) -> bool:
-        cores = [node.core for node in self.world.nodes.values()]
+        newest = self.world.leader()
+        if newest is None:
+            return False
+        # Who was removed may know nothing of the others' later life.
+        members = [self.world.nodes[each.node_id] for each in newest.configuration.members]
+        cores = [node.core for node in members]
         leaders = [core for core in cores if core.role == Role.LEADER]
         last = {core.last_index for core in cores}
-        applied = {len(node.applied) for node in self.world.nodes.values()}
+        applied = {len(node.applied) for node in members}
         return (
             len(leaders) == 1
             and leaders[0].may_serve
@@ -167,4 +315,18 @@ def test_cores_under_faults_keep_every_invariant_and_recover(block: int, voters:
             Nemesis(seed, voters).run()
         except BaseException as error:
             error.add_note(f"replay: Nemesis(seed={seed}, voters={voters}).run()")
+            raise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("voters", [1, 3, 5])
+@pytest.mark.parametrize("block", range(4))
+def test_cores_under_churn_keep_every_invariant_and_recover(block: int, voters: int) -> None:
+    """The same while members, disks and leaders change, logs are cut and states are streamed."""
+    size = SEEDS // 12
+    for seed in range(block * size, (block + 1) * size):
+        try:
+            Nemesis(seed, voters, churn=True).run()
+        except BaseException as error:
+            error.add_note(f"replay: Nemesis(seed={seed}, voters={voters}, churn=True).run()")
             raise
