@@ -149,6 +149,7 @@ class Node:
         """
         if self.settings.http_port is not None:
             # Imported late: a standalone node without HTTP must not pay for it.
+            from kvorum.app.admin import Administration  # noqa: PLC0415
             from kvorum.observe.http import ObserveServer  # noqa: PLC0415
 
             self.http = ObserveServer(
@@ -159,6 +160,7 @@ class Node:
                 ready=self.consensus.readiness,
                 status=self.status,
                 state_hash=StateHasher(self.executor, self.consensus.applier).at,
+                admin=Administration(self.consensus) if self.settings.http.admin else None,
             )
             await self.http.start()
         self.consensus.start()

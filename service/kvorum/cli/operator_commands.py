@@ -154,3 +154,25 @@ def show_snapshot(*, file: File, output: Output = OutputFormat.TEXT) -> None:
     from kvorum.cli.snapshots import status
 
     status(file, output)
+
+
+@snapshot.command("restore")
+def restore_snapshot(
+    *,
+    file: File,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="TOML configuration file of the new node.")
+    ] = None,
+    node_id: Annotated[
+        int | None, typer.Option("--node-id", "-n", help="Its index in replica_endpoints.", min=0)
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", help="Its client port.", min=1, max=65535)] = None,
+    db_path: Annotated[
+        Path | None, typer.Option("--db-path", "-d", help="Its data directory, used as it is; missing or empty.")
+    ] = None,
+    output: Output = OutputFormat.TEXT,
+) -> None:
+    """Begin a new cluster, of one node for now, with the state in a file; the node must not run yet."""
+    from kvorum.cli.snapshots import restore
+
+    restore(file, config=config, node_id=node_id, port=port, db_path=db_path, output=output)

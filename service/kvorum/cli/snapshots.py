@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn, cast
 
 from kvorum.cli.admin_client import AdminClient, AdminError, http_endpoints
 from kvorum.cli.output import OutputFormat, console, fail, print_json
-from kvorum.cli.snapshot_files import SnapshotFileError, SnapshotSummary, verify_file, write_file
+from kvorum.cli.snapshot_files import SnapshotFileError, SnapshotSummary, read_chunks, verify_file, write_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 READ_TIMEOUT_S: Final = 60.0
 """How long a node may send nothing before the transfer counts as broken."""
@@ -45,6 +49,84 @@ def status(path: Path, output: OutputFormat) -> NoReturn:
     """Read a file to its end, look at every checksum, and say what it holds."""
     _print_summary(path, _verified(path), output, next_step=None)
     raise SystemExit(0)
+
+
+def restore(
+    path: Path,
+    *,
+    config: Path | None,
+    node_id: int | None,
+    port: int | None,
+    db_path: Path | None,
+    output: OutputFormat,
+) -> NoReturn:
+    """Make a file the data directory of a new cluster's first node; the flags are those that the node starts with."""
+    from kvorum.app.node import first_configuration
+    from kvorum.app.restore import restore as fill
+    from kvorum.config.load import Flags, load_settings
+    from kvorum.core.errors import KvorumError, StartupError
+
+    flags = Flags(port=port, node_id=node_id, db_path=db_path)
+    try:
+        settings, warnings = load_settings(config_file=config, environment=os.environ, flags=flags)
+    except StartupError as problem:
+        fail(str(problem))
+    for warning in warnings:
+        print(f"kvorum: {warning}", file=sys.stderr)
+    directory = settings.data_directory
+    _must_be_free(directory)
+    # A damaged file must be noticed before anything is written.
+    summary = _verified(path)
+    member = first_configuration(settings).member(settings.node_id)
+    assert member is not None, "settings describe the node itself"
+    try:
+        with path.open("rb") as file, _progress(total=True) as progress:
+            task = progress.add_task("restoring", total=path.stat().st_size, rows=0)
+            manifest = fill(_counted(read_chunks(file), progress, task), directory, member)
+    except (KvorumError, OSError) as problem:
+        fail(f"{problem}; {directory} is not usable as it is: remove what is in it before you try again")
+    except KeyboardInterrupt:
+        fail(f"interrupted; remove what is in {directory} before you try again", 130)
+    document = {
+        "data_directory": str(directory),
+        "node_id": settings.node_id,
+        "cluster_id": manifest.cluster_id.hex(),
+        "index": manifest.index,
+        "rows": summary.rows,
+        "from_cluster_id": summary.manifest.cluster_id.hex(),
+        "from_index": summary.manifest.index,
+    }
+    if output is OutputFormat.JSON:
+        print_json(document)
+    else:
+        _print_restored(document, settings.node_id, others=len(settings.client_endpoints) > 1)
+    raise SystemExit(0)
+
+
+def _must_be_free(directory: Path) -> None:
+    if directory.exists() and (
+        not directory.is_dir() or {entry.name for entry in directory.iterdir()} - {"lost+found"}
+    ):
+        fail(
+            f"{directory} is not an empty directory; a snapshot is restored only into an empty one: move it aside, or "
+            "name another with --db-path",
+            2,
+        )
+
+
+def _counted(chunks: Iterator[bytes], progress: Progress, task: TaskID) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        progress.update(task, advance=len(chunk))
+
+
+def _print_restored(document: dict[str, object], node_id: int, *, others: bool) -> None:
+    print(f"{document['data_directory']} holds {document['rows']:,} rows of index {document['from_index']:,}")
+    print(
+        f"new cluster {document['cluster_id']}, which begins at index {document['index']:,}, with node {node_id} alone"
+    )
+    print(f"next: start node {node_id} with the same flags (kvorum serve)", end="")
+    print("; then add each other node, empty: kvorum member add HOST:PORT" if others else "")
 
 
 def _verified(path: Path) -> SnapshotSummary:
