@@ -109,7 +109,14 @@ class Followers:
             # Who holds the base entry never points below it.
             self._need_snapshot(progress)
             return
-        self._probe(progress, log.last_at_most(hint_index, reply.hint_term) + 1)
+        agreed = log.last_at_most(hint_index, reply.hint_term)
+        if agreed >= progress.match:
+            self._probe(progress, agreed + 1)
+        else:
+            # It lost what it had acknowledged. Looking again at once would go round for ever; what was acknowledged
+            # counts, so only another leader, or the record of its new data directory, takes it in again.
+            progress.probe_from(progress.match + 1)
+            progress.probe_sent = True
 
     def _probe(self, progress: Progress, next_index: Index) -> None:
         self.probes_total += 1
