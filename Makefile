@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench lock clean
+.PHONY: help demo test check fix bench sim lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -40,6 +40,14 @@ fix: $(READY) ## format, and repair what lint can repair by itself
 bench: $(READY) ## three nodes against a closed-loop generator, and against etcd if there is one
 	@command -v cc >/dev/null || { echo "make bench compiles its load generator: install a C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
 	@$(BIN)/python e2e/bench/bench.py $(BENCH)
+
+# Histories that must count, minutes after which it ends in any case, and where a report goes, if anywhere.
+SIM_SEEDS ?= 2000
+SIM_MINUTES ?= 20
+SIM_JSON ?=
+
+sim: $(READY) ## seeded histories of a cluster on virtual time with faults, all judged; the last line is the summary
+	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.campaign --seeds $(SIM_SEEDS) --minutes $(SIM_MINUTES) $(if $(SIM_JSON),--json $(SIM_JSON))
 
 lock: $(READY) ## write the exact versions of the development environment again
 	@test -x .venv/lock/bin/pip-compile || { $(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install --quiet pip-tools; }

@@ -166,8 +166,13 @@ class LogDisk:
         self.files.wipe()
         self.shadow = Shadow()
 
-    def flip_synced_bit(self) -> bool:
-        """Damage a group that has a good group behind it; False if there is none. The log must then refuse to open."""
+    def flip_synced_bit(self) -> tuple[Path, int, int] | None:
+        """
+        Damage a group that has good groups behind it: the log must then refuse to open.
+
+        Returns:
+            Which bit, for `SimulatedFiles.flip` to turn back; None if there is no such group.
+        """
         system = self.files.system
         groups: list[tuple[int, Path, int, int]] = []
         for path in system.list_directory(DIRECTORY):
@@ -183,10 +188,11 @@ class LogDisk:
         newest = {sequence: (path, start, end) for sequence, path, start, end in sorted(groups)}
         candidates = [sequence for sequence in newest if sequence + 1 in newest and sequence < max(newest) - 1]
         if not candidates:
-            return False
+            return None
         path, start, end = newest[self.chance.choice(candidates)]
-        self.files.flip(path, self.chance.randrange(start + FRAME_BYTES, end), self.chance.randrange(8))
-        return True
+        damage = (path, self.chance.randrange(start + FRAME_BYTES, end), self.chance.randrange(8))
+        self.files.flip(*damage)
+        return damage
 
 
 class _NoSpaceYetError(Exception):
@@ -244,14 +250,18 @@ class SimulatedLog(SegmentedLog):
         disk.files.settle()
         wrong = disk.shadow.restarted(log.recovered, installed)
         assert wrong is None, wrong
-        log._disk = disk
-        log._time = time
-        log._said = said
-        log._busy = log._started = log._was_full = False
-        log._first = log._group = None
-        log.durable_ticket = 0
-        log._stopping = _Patience()  # type: ignore[assignment]
+        log.attach(disk, time, said)
         return log
+
+    def attach(self, disk: LogDisk, time: asyncio.AbstractEventLoop, said: list[Callable[[], None]]) -> None:
+        """Take virtual time in place of the thread; `boot` calls it."""
+        self._disk = disk
+        self._time = time
+        self._said = said
+        self._busy = self._started = self._was_full = False
+        self._first = self._group = None
+        self.durable_ticket = 0
+        self._stopping = _Patience()  # type: ignore[assignment]
 
     def start(self, on_durable: Callable[[Ticket], None], on_space: Callable[[bool], None]) -> None:
         """Begin to write; see `core.ports.Log.start`."""
@@ -316,7 +326,10 @@ class SimulatedLog(SegmentedLog):
             self._tell()
             return
         except StorageFailedError as error:
+            # At once: on the real loop, nothing could be appended any more either.
             self._end(error)
+            self._tell()
+            return
         delay = self._disk.sync_delay_s * self._disk.chance.uniform(0.7, 1.3)
         self._time.call_later(delay, self._finish)
 

@@ -53,6 +53,7 @@ class _Seen:
     role: str
     applied: Index
     configurations: int
+    newest_configuration: Index
 
 
 class Inspector:
@@ -95,7 +96,7 @@ class Inspector:
         if machine.commit_index > len(self.committed):
             self._violated(f"{process!r} comes back with {machine.commit_index} applied, which was never committed")
         self._seen[process.node_id] = _Seen(
-            process, machine.term, machine.voted_for, machine.commit_index, machine.last_index, machine.role, 0, 0
+            process, machine.term, machine.voted_for, machine.commit_index, machine.last_index, machine.role, 0, 0, 0
         )
 
     # --- after every event ---
@@ -126,6 +127,7 @@ class Inspector:
         if commit > seen.commit:
             self._committed(process, machine, seen.commit, commit)
         if len(machine.configurations) != seen.configurations:
+            # A list that grew and shrank in one event keeps its length; then nothing in it is new to the checks.
             self._configured(process, machine, seen)
         if machine.uncommitted_bytes > UNCOMMITTED_BYTES_MAX:
             self._violated(f"{process!r} holds {machine.uncommitted_bytes} uncommitted bytes")
@@ -191,8 +193,10 @@ class Inspector:
         open_ones = [index for index, _ in machine.configurations if index > len(self.committed)]
         if len(open_ones) > 1:
             self._violated(f"{process!r} holds more than one uncommitted configuration, at {open_ones}")
-        if len(machine.configurations) < seen.configurations and machine.commit_index == seen.commit:
+        newest = machine.configurations[-1][0] if machine.configurations else 0
+        if newest < seen.newest_configuration:
             self._books.probes[Probe.CONFIGURATION_ROLLED_BACK] += 1
+        seen.newest_configuration = newest
 
     # --- what leaves ---
 

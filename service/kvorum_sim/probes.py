@@ -31,6 +31,7 @@ class Probe:
     DISK_FULL_LEADER: Final = "leader silent while its disk is full"
     DISK_FAILED: Final = "node ended by a failing disk"
     DAMAGE_REFUSED: Final = "damaged log refused at the start"
+    START_REFUSED: Final = "start refused because the disk is full"
     SYNC_HANGS: Final = "node silent while a sync hangs"
     WRITE_UNKNOWN: Final = "write with an unknown outcome"
     UNKNOWN_APPLIED: Final = "write with an unknown outcome that took effect"

@@ -9,19 +9,21 @@ planned, and lets it go at once when it ends.
 from __future__ import annotations
 
 import random
+import types
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple, cast
 
 from kvorum.consensus import frames
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
 from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
+from kvorum.storage.memory_staging import MemoryStaging
 from kvorum_sim.disk import SimulatedLog
 from kvorum_sim.loop import BareLoop
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
     from contextvars import Context
 
     import structlog
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
     from kvorum.core.machine import Effect, Event, Machine, Send
     from kvorum.core.operations import Applied
     from kvorum.core.ports import Greeting, PeerHandler, RecoveredLog
+    from kvorum.core.snapshot import Manifest
     from kvorum.storage.memory_engine import MemoryEngine
     from kvorum_sim.disk import LogDisk
     from kvorum_sim.loop import VirtualLoop
     from kvorum_sim.network import SimulatedNetwork
 
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 WALL_START_MS = 1_700_000_000_000
@@ -55,6 +59,7 @@ class ProcessLoop(BareLoop):
         self.alive = True
         self.paused = False
         self.resumed_at = 0.0
+        self._dead: list[Coroutine[Any, Any, Any]] = []
         self._held: list[tuple[Callable[..., object], tuple[object, ...]]] = []
 
     def time(self) -> float:
@@ -82,6 +87,37 @@ class ProcessLoop(BareLoop):
     def create_future(self) -> asyncio.Future[Any]:
         """As asyncio's."""
         return self._loop.create_future()
+
+    def create_task(  # type: ignore[override]
+        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
+    ) -> asyncio.Task[T]:
+        """A task that stops between two steps when the process dies, and waits while it is paused."""
+        return self._loop.create_task(self._steps(coro), name=name, context=context)
+
+    @types.coroutine
+    def _steps(self, coro: Coroutine[Any, Any, T]) -> Generator[Any, None, T]:
+        error: BaseException | None = None
+        while True:
+            while self.paused:
+                waiting = self._loop.create_future()
+                self._held.append((waiting.set_result, (None,)))
+                yield from waiting
+            if not self.alive:
+                # Kept, never closed: a dead process runs no `finally` either.
+                self._dead.append(coro)
+                yield from self._loop.create_future()
+            try:
+                waited = coro.send(None) if error is None else coro.throw(error)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            error = None
+            try:
+                yield waited
+            except GeneratorExit:
+                self._dead.append(coro)
+                raise
+            except BaseException as thrown:  # noqa: BLE001 - handed on to the coroutine
+                error = thrown
 
     def get_debug(self) -> bool:
         """Off."""
@@ -243,6 +279,16 @@ class Disk:
     incarnation: Incarnation
     cluster_id: bytes | None = None
     boots: int = 0
+    installed: Manifest | None = None
+    """The snapshot its store was installed from, while the log may not follow it yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Settings that make rare things frequent."""
+
+    retain_entries: int = 10_000
+    flush_entries: int = 50_000
 
 
 class Process:
@@ -258,6 +304,7 @@ class Process:
         network: SimulatedNetwork,
         witness: Witness,
         seed: str,
+        bounds: Bounds,
     ) -> None:
         """
         Compose the rooms on what the disk holds; `start` brings them to life.
@@ -278,14 +325,21 @@ class Process:
         self._clock_offset = chance.uniform(0, 1e6)
         wall_offset_ms = chance.randrange(-50, 50)
         self.executor = _WatchedExecutor(disk.engine, self, witness)
-        self.log = SimulatedLog.boot(disk.log, self.loop, lambda error: witness.failed(self, error))
+        self.log = SimulatedLog.boot(disk.log, self.loop, lambda error: witness.failed(self, error), disk.installed)
+        disk.installed = None
+        self.staging = MemoryStaging(disk.engine)
         self.links = network.links(node_id, [member.node_id for member in configuration.members])
         start_links = self.links.start
         self.links.start = lambda handler: start_links(  # type: ignore[method-assign]
             cast("PeerHandler", _WatchedHandler(handler, self, witness))
         )
         self.consensus = _WatchedConsensus(
-            ManagerSettings(node_id=node_id, configuration=configuration),
+            ManagerSettings(
+                node_id=node_id,
+                configuration=configuration,
+                retain_entries=bounds.retain_entries,
+                flush_entries=bounds.flush_entries,
+            ),
             Surroundings(
                 loop=self.loop,
                 clock=self.clock,
@@ -300,6 +354,7 @@ class Process:
                 on_born=self._born,
                 on_refused=self._refused,
                 logger=cast("structlog.typing.FilteringBoundLogger", _Logger(self, witness)),
+                staging=self.staging,
             ),
         )
         self.consensus.process = self
@@ -338,8 +393,8 @@ class Process:
             disk.log.files.kill()
         else:
             disk.log.files.cut_power()
-        engine = disk.engine.crashed(chance.randrange(1000))
-        return Disk(disk.log, engine, disk.incarnation, disk.cluster_id, disk.boots)
+        engine = self.staging.engine.crashed(chance.randrange(1000))
+        return Disk(disk.log, engine, disk.incarnation, disk.cluster_id, disk.boots, self.staging.installed)
 
     def state_hash(self) -> tuple[Index, str]:
         """Applied index and hash of the logical content."""
@@ -356,7 +411,7 @@ class Process:
 
     def _flush(self, done: Callable[[], None]) -> None:
         def finished() -> None:
-            self.disk.engine.flush()
+            self.staging.engine.flush()
             done()
 
         self.loop.call_later(self._chance.uniform(0.001, 0.05), finished)

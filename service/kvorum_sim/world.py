@@ -27,7 +27,7 @@ from kvorum_sim.linearizability import Kind, Operation, Outcome
 from kvorum_sim.loop import VirtualLoop
 from kvorum_sim.network import SimulatedNetwork
 from kvorum_sim.probes import Probe
-from kvorum_sim.process import Disk, Process
+from kvorum_sim.process import Bounds, Disk, Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -55,10 +55,12 @@ class World:
     Args:
         seed: Decides everything; equal seeds give equal worlds.
         nodes: Size of the cluster.
+        bounds: Settings of all nodes.
     """
 
-    def __init__(self, seed: int, *, nodes: int = 3) -> None:
+    def __init__(self, seed: int, *, nodes: int = 3, bounds: Bounds | None = None) -> None:
         self.seed = seed
+        self.bounds = bounds or Bounds()
         self.loop = VirtualLoop(seed)
         self.network = SimulatedNetwork(self.loop, seed=seed)
         self.chance = random.Random(f"world {seed}")
@@ -167,6 +169,7 @@ class World:
             network=self.network,
             witness=self,
             seed=f"world {self.seed}",
+            bounds=self.bounds,
         )
         self._processes[node_id] = process
         if process.log.recovered.torn_bytes:

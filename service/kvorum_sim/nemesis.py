@@ -1,0 +1,332 @@
+"""
+What goes wrong: one function per kind of fault, each doing one fault from its beginning to its end.
+
+A fault counts only if it took effect; one that met nobody to harm is tried again. Kinds are mixed by the scenario and
+know nothing of each other, so several may hit the same node at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from kvorum.core.errors import StorageFailedError
+from kvorum.core.machine import TransferAsked
+from kvorum_sim.probes import Probe
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from kvorum.core.ids import NodeId
+    from kvorum_sim.process import Process
+    from kvorum_sim.world import World
+
+    Strike: TypeAlias = Callable[[World], Awaitable[bool]]
+
+EIO_WAIT_S: Final = 3.0
+"""How long a disk that was told to fail may take to be used."""
+
+
+def _victim(world: World) -> Process | None:
+    """Some node that runs, the leader more often than others."""
+    running = [process for process in world.alive if not process.paused]
+    leader = world.leader()
+    if leader is not None and not leader.paused and world.chance.random() < 0.5:
+        return leader
+    return world.chance.choice(running) if running else None
+
+
+def _restart(world: World, node_id: NodeId) -> None:
+    """Start a node that is down; one whose disk is full cannot start, and is tried again when there is space."""
+    if world.process(node_id) is not None or node_id in world.refused:
+        return
+    try:
+        world.start(node_id)
+    except StorageFailedError:
+        if not world.disk(node_id).log.files.full:
+            raise
+        world.probes[Probe.START_REFUSED] += 1
+
+
+async def _crash(world: World) -> bool:
+    """Kill one node, with or without its power, and start it again."""
+    process = _victim(world)
+    if process is None:
+        return False
+    world.crash(process.node_id, power=world.chance.random() < 0.5)
+    await asyncio.sleep(world.chance.choice((0.01, 0.3, 1.0, 2.5)) * world.chance.random())
+    _restart(world, process.node_id)
+    return True
+
+
+async def _black_out(world: World) -> bool:
+    """Cut the power of all nodes at one moment."""
+    running = world.alive
+    for process in running:
+        world.crash(process.node_id)
+    for node_id in world.chance.sample(world.node_ids, len(world.node_ids)):
+        await asyncio.sleep(world.chance.uniform(0, 0.3))
+        _restart(world, node_id)
+    return bool(running)
+
+
+async def _pause(world: World) -> bool:
+    """Freeze a process; it wakes to everything that came meanwhile."""
+    process = _victim(world)
+    if process is None:
+        return False
+    boots = process.disk.boots
+    world.pause(process.node_id)
+    await asyncio.sleep(world.chance.choice((0.05, 0.5, 1.5, 3.0)) * world.chance.uniform(0.3, 1))
+    world.resume(process.node_id, boots)
+    return True
+
+
+async def _break_link(world: World) -> bool:
+    """Reset one connection."""
+    one, other = world.chance.sample(world.node_ids, 2)
+    before = world.network.links_broken
+    world.network.break_link(one, other)
+    await asyncio.sleep(0)
+    return world.network.links_broken > before
+
+
+async def _hold_cuts(world: World, pairs: list[tuple[NodeId, NodeId]]) -> bool:
+    for one, other in pairs:
+        world.cut(one, other)
+    await asyncio.sleep(world.chance.choice((0.1, 0.6, 1.5, 3.0, 6.0)) * world.chance.uniform(0.3, 1))
+    for one, other in pairs:
+        world.heal(one, other)
+    return bool(pairs)
+
+
+async def _one_way(world: World) -> bool:
+    """Nothing passes from one node to another, or from one to all, or from all to one."""
+    one, other = world.chance.sample(world.node_ids, 2)
+    others = [node_id for node_id in world.node_ids if node_id != one]
+    pairs = world.chance.choice(
+        (
+            [(one, other)],
+            [(one, peer) for peer in others],
+            [(peer, one) for peer in others],
+        )
+    )
+    return await _hold_cuts(world, pairs)
+
+
+async def _partition(world: World) -> bool:
+    """Two sides that do not hear each other; mostly one of them has a majority."""
+    nodes = world.chance.sample(world.node_ids, len(world.node_ids))
+    size = world.chance.randrange(1, len(nodes))
+    sides = (nodes[:size], nodes[size:])
+    return await _hold_cuts(
+        world, [(a, b) for one in sides for other in sides if one is not other for a in one for b in other]
+    )
+
+
+async def _ring(world: World) -> bool:
+    """Every node hears its neighbours only; of three nodes, one pair is apart."""
+    nodes = world.chance.sample(world.node_ids, len(world.node_ids))
+    count = len(nodes)
+    if count == 3:
+        return await _hold_cuts(world, [(nodes[0], nodes[1]), (nodes[1], nodes[0])])
+    far = [(a, b) for i, a in enumerate(nodes) for j, b in enumerate(nodes) if (i - j) % count not in {0, 1, count - 1}]
+    return await _hold_cuts(world, far)
+
+
+async def _loss(world: World) -> bool:
+    """Some of the machines' messages never arrive."""
+    world.loss = world.chance.choice((0.02, 0.1, 0.3))
+    await asyncio.sleep(world.chance.uniform(0.3, 2.0))
+    world.loss = 0.0
+    return True
+
+
+async def _duplication(world: World) -> bool:
+    """Some of the machines' messages come again, later."""
+    world.duplication = world.chance.choice((0.05, 0.3, 0.8))
+    await asyncio.sleep(world.chance.uniform(0.3, 2.0))
+    world.duplication = 0.0
+    return True
+
+
+async def _reordering(world: World) -> bool:
+    """Some of the machines' messages are overtaken by later ones."""
+    world.lateness = world.chance.choice((0.05, 0.3, 0.8))
+    await asyncio.sleep(world.chance.uniform(0.3, 2.0))
+    world.lateness = 0.0
+    return True
+
+
+async def _slow_network(world: World) -> bool:
+    """Every passage takes long."""
+    network = world.network
+    usual, network.delay_s_max = network.delay_s_max, world.chance.choice((0.1, 0.25, 0.6))
+    await asyncio.sleep(world.chance.uniform(0.2, 1.5))
+    network.delay_s_max = usual
+    return True
+
+
+async def _slow_disk(world: World) -> bool:
+    """One disk takes long to sync, or hangs for a while."""
+    process = _victim(world)
+    if process is None:
+        return False
+    disk = process.disk.log
+    usual, disk.sync_delay_s = disk.sync_delay_s, world.chance.choice((0.1, 0.4, 1.0, 4.0))
+    await asyncio.sleep(world.chance.uniform(0.3, 2.0))
+    disk.sync_delay_s = usual
+    return True
+
+
+async def _disk_full(world: World) -> bool:
+    """One disk has no block left, then again."""
+    process = _victim(world)
+    if process is None:
+        return False
+    files = process.disk.log.files
+    led = process.consensus.is_leader
+    before = files.failures
+    files.full = True
+    await asyncio.sleep(world.chance.uniform(0.5, 3.0))
+    files.full = False
+    _restart(world, process.node_id)
+    if led and files.failures > before:
+        world.probes[Probe.DISK_FULL_LEADER] += 1
+    return files.failures > before
+
+
+async def _disk_failure(world: World) -> bool:
+    """One call of the log fails with EIO: the node must end, and comes back."""
+    process = _victim(world)
+    if process is None or process.node_id in world.expected_failures:
+        return False
+    node_id, files = process.node_id, process.disk.log.files
+    world.expected_failures.add(node_id)
+    files.fail_next = world.chance.choice(("write", "sync"))
+    end = world.now() + EIO_WAIT_S
+    while node_id in world.expected_failures and world.now() < end:  # noqa: ASYNC110 - polls virtual time
+        await asyncio.sleep(0.01)
+    took_effect = node_id not in world.expected_failures
+    if files.fail_next is not None:
+        files.fail_next = None
+        world.expected_failures.discard(node_id)
+    await asyncio.sleep(world.chance.uniform(0, 1.0))
+    _restart(world, node_id)
+    return took_effect
+
+
+async def _damage(world: World) -> bool:
+    """
+    Flip a bit of what was synced: the node must refuse to start.
+
+    The disk is then repaired from its mirror; what a wiped disk does is another kind of fault.
+    """
+    process = _victim(world)
+    if process is None:
+        return False
+    node_id = process.node_id
+    world.crash(node_id)
+    disk = world.disk(node_id).log
+    damage = disk.flip_synced_bit()
+    if damage is None:
+        _restart(world, node_id)
+        return False
+    world.refused.add(node_id)
+    full, disk.files.full = disk.files.full, False
+    try:
+        world.start(node_id)
+    except StorageFailedError:
+        world.probes[Probe.DAMAGE_REFUSED] += 1
+    else:
+        world.violated(f"node {node_id} starts on a damaged log: {damage}")
+    disk.files.full = full
+    await asyncio.sleep(world.chance.uniform(0.1, 1.5))
+    disk.files.flip(*damage)
+    world.refused.discard(node_id)
+    _restart(world, node_id)
+    return True
+
+
+async def _clock_jump(world: World) -> bool:
+    """The wall clock of one node jumps, by up to an hour, either way."""
+    process = _victim(world)
+    if process is None:
+        return False
+    process.wall_jump_ms += world.chance.choice((-3_600_000, -5_000, 5_000, 3_600_000))
+    await asyncio.sleep(0)
+    return True
+
+
+async def _stall(world: World) -> bool:
+    """One storage engine asks its writers to wait."""
+    process = _victim(world)
+    if process is None:
+        return False
+    engine = process.staging.engine
+    engine.stalled = True
+    await asyncio.sleep(world.chance.uniform(0.1, 1.5))
+    engine.stalled = False
+    return True
+
+
+async def _transfer(world: World) -> bool:
+    """The leader is asked to hand over."""
+    leader = world.leader()
+    if leader is None or leader.paused:
+        return False
+    target = world.chance.choice([None, *(n for n in world.node_ids if n != leader.node_id)])
+    machine = leader.consensus.machine
+    if machine is None or machine.transferring_to is not None:
+        return False
+    term = machine.term
+    leader.consensus.feed(TransferAsked(target))
+    end = world.now() + 2.0
+    while world.now() < end:
+        await asyncio.sleep(0.02)
+        led = world.leader()
+        if led is not None and led is not leader and led.consensus.term == term + 1:
+            world.probes[Probe.TRANSFERRED] += 1
+            break
+    return True
+
+
+KINDS: Final[dict[str, Strike]] = {
+    "crash": _crash,
+    "power cut": _black_out,
+    "pause": _pause,
+    "broken link": _break_link,
+    "one-way cut": _one_way,
+    "partition": _partition,
+    "ring": _ring,
+    "loss": _loss,
+    "duplication": _duplication,
+    "reordering": _reordering,
+    "slow network": _slow_network,
+    "slow disk": _slow_disk,
+    "disk full": _disk_full,
+    "disk failure": _disk_failure,
+    "damaged log": _damage,
+    "clock jump": _clock_jump,
+    "engine stall": _stall,
+    "transfer": _transfer,
+}
+
+
+async def play(world: World, kind: str, times: int, gap_s: float) -> bool:
+    """
+    Do ``times`` faults of one kind.
+
+    Returns:
+        Whether all of them took effect.
+    """
+    tries = 0
+    done = 0
+    while done < times and tries < 4 * times:
+        await asyncio.sleep(world.chance.expovariate(1 / gap_s))
+        tries += 1
+        if await KINDS[kind](world):
+            done += 1
+            world.faults[kind] += 1
+            world.loop.trace(f"fault {kind}")
+    return done == times
