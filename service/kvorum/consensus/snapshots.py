@@ -288,17 +288,23 @@ class Snapshots:
             if self._committed:
                 raise
             self._logger.warning("no snapshot this time", peer=peer, reason=str(error))
-        finally:
+        except asyncio.CancelledError:
             if not self._committed:
-                host.installing = False
-                host.applier.go_on()
-                await self._staging.abandon()
+                await self._give_up()
+            raise
         if not index:
+            await self._give_up()
             self.failed_total += 1
             await asyncio.sleep(RETRY_S)
         self._committed = False
         self._receiving = None
         host.send(peer, frames.SNAPSHOT_DONE, [_DONE.pack(frames.VERSION, index)])
+
+    async def _give_up(self) -> None:
+        """Nothing was committed: go on with the present store."""
+        self._host.installing = False
+        self._host.applier.go_on()
+        await self._staging.abandon()
 
     async def _fetch_and_install(self, peer: NodeId) -> Index:
         """Returns the index of the installed snapshot, 0 if it would not help any more."""
