@@ -55,6 +55,9 @@ class Shadow:
         self._terms: list[Term] = []
         self._under_way: deque[_Kept] = deque()
 
+    untold = 0
+    """Appends that a restart found durable although nobody had been told."""
+
     @property
     def last_index(self) -> Index:
         """Last durable entry."""
@@ -121,6 +124,7 @@ class Shadow:
                     f"were {self.hard_state}, entries up to {self.last_index} of term {self.term_at(self.last_index)}"
                 )
             self._take(self._under_way.popleft())
+            self.untold += 1
 
     def _equals(self, recovered: RecoveredLog) -> bool:
         if recovered.hard_state != self.hard_state or recovered.last_index != self.last_index:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from kvorum.core.cluster import Configuration
 from kvorum.core.entries import HEADER_BYTES, EntryKind
 from kvorum.core.limits import UNCOMMITTED_BYTES_MAX
-from kvorum.core.machine import Role
+from kvorum.core.machine import LogCut, Role, SnapshotInstalled
 from kvorum.raft.messages import AppendReply, VoteReply, VoteRequest
 from kvorum_sim.probes import Probe
 
@@ -120,7 +120,12 @@ class Inspector:
             self._violated(
                 f"{process!r}: base {machine.log.base_index} <= commit {commit} <= last {last} does not hold"
             )
-        if last < seen.last:
+        kind = type(event)
+        if kind is SnapshotInstalled:
+            self._installed(process, machine, seen)
+        elif kind is LogCut:
+            self._books.probes[Probe.LOG_CUT] += 1
+        elif last < seen.last:
             self._books.probes[Probe.TAIL_OVERWRITTEN] += 1
         if machine.role != seen.role or term != seen.term:
             self._role_changed(process, machine, seen)
@@ -133,6 +138,17 @@ class Inspector:
             self._violated(f"{process!r} holds {machine.uncommitted_bytes} uncommitted bytes")
         seen.term, seen.vote, seen.commit, seen.last = term, vote, commit, last
         seen.role, seen.applied, seen.configurations = machine.role, applied, len(machine.configurations)
+
+    def _installed(self, process: Process, machine: Any, seen: _Seen) -> None:
+        """A snapshot took the place of the log: nothing but committed state may come in."""
+        self._books.probes[Probe.SNAPSHOT_INSTALLED] += 1
+        base = machine.log.base_index
+        if base > len(self.committed) or machine.log.base_term != self.committed[base - 1]:
+            self._violated(f"{process!r} installed a snapshot up to {base}, which was never committed")
+        if process.executor.applied_index < base:
+            self._violated(f"{process!r} installed a snapshot up to {base}, but shows {process.executor.applied_index}")
+        if seen.last > seen.commit:
+            self._books.probes[Probe.SNAPSHOT_OVER_TAIL] += 1
 
     def _role_changed(self, process: Process, machine: Any, seen: _Seen) -> None:
         if machine.role != Role.LEADER:

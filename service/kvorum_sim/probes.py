@@ -39,6 +39,7 @@ class Probe:
     CONFLICT: Final = "transaction refused for a conflict"
     NO_LEADER: Final = "call refused for want of a leader"
     SNAPSHOT_INSTALLED: Final = "snapshot installed"
+    SNAPSHOT_OVER_TAIL: Final = "snapshot installed over an uncommitted tail"
     LOG_CUT: Final = "log cut"
     MEMBER_CHANGED: Final = "committed change of the members"
     TRANSFERRED: Final = "leadership handed over on request"

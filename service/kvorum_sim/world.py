@@ -172,6 +172,9 @@ class World:
             bounds=self.bounds,
         )
         self._processes[node_id] = process
+        shadow = process.disk.log.shadow
+        self.probes[Probe.UNTOLD_GROUP] += shadow.untold
+        shadow.untold = 0
         if process.log.recovered.torn_bytes:
             self.probes[Probe.TORN_TAIL] += 1
         if process.executor.applied_index < process.log.recovered.last_index:
@@ -189,6 +192,8 @@ class World:
         """
         process = self._processes.pop(node_id)
         self.loop.trace(f"crash {node_id}")
+        if process.log.statistics()["segments"] > process.disk.boots:
+            self.probes[Probe.SEGMENT_BEGUN] += 1
         self.crashes += 1
         self._disks[node_id] = process.crash(power=power)
         calls, self._calls[node_id] = self._calls[node_id], set()
