@@ -43,7 +43,7 @@ class Work:
     """One kind of load."""
 
     operation: str
-    """What the generator does: put, get (linearizable) or get-local (etcd: serializable)."""
+    """What the generator does: put, put-once (etcd: put), get (linearizable) or get-local (etcd: serializable)."""
     target: str
     """leader, all (connections are dealt to the nodes in turn) or follower."""
     title: str
@@ -51,6 +51,7 @@ class Work:
 
 WORKS = {
     "put": Work("put", "leader", "put, at the leader"),
+    "put-once": Work("put-once", "leader", "put with an identity, at the leader"),
     "put-all": Work("put", "all", "put, over all nodes"),
     "put-follower": Work("put", "follower", "put, through a follower"),
     "get": Work("get", "leader", "linearizable get, at the leader"),

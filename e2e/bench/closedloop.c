@@ -9,8 +9,11 @@
  * asked for. A reply that is not exactly what the protocol promises for a success ends the run with exit status 3 and
  * says what was wrong.
  *
- *     closedloop --protocol thrift|grpc --work put|get|get-local --endpoints IP:PORT[,IP:PORT...]
+ *     closedloop --protocol thrift|grpc --work put|put-once|get|get-local --endpoints IP:PORT[,IP:PORT...]
  *                [--connections N] [--seconds S] [--warmup S] [--space N] [--value-bytes N] [--seed N] [--preload]
+ *
+ * put-once is put with an identity, client_id and request_id, so that kvorum remembers its outcome; each connection is
+ * a client of its own. etcd has no such thing: there it is put.
  *
  * Prints one line of JSON: requests, rate_per_s, and the latencies p50_ms, p90_ms, p99_ms, p999_ms, max_ms.
  */
@@ -28,6 +31,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -35,6 +39,7 @@
 enum {
     KEY_DIGITS = 12,
     KEY_BYTES = 4 + KEY_DIGITS,
+    CLIENT_ID_BYTES = 16,
     VALUE_BYTES_MAX = 16384,
     REQUEST_BYTES_MAX = VALUE_BYTES_MAX + 1024,
     REPLY_BYTES_MAX = 2 * VALUE_BYTES_MAX + 4096,
@@ -44,7 +49,7 @@ enum {
 };
 
 enum protocol { THRIFT, GRPC };
-enum work { PUT, GET, GET_LOCAL };
+enum work { PUT, GET, GET_LOCAL, PUT_ONCE };
 
 static struct {
     enum protocol protocol;
@@ -53,7 +58,7 @@ static struct {
     double seconds, warmup;
     uint64_t space, seed;
     size_t value_bytes;
-    bool preload;
+    bool preload, once;
     struct sockaddr_in endpoints[ENDPOINTS_MAX];
     int endpoint_count;
 } options = { .connections = 1, .seconds = 5, .warmup = 1, .space = 100000, .seed = 1, .value_bytes = 256 };
@@ -128,7 +133,7 @@ static uint32_t read_u32(const unsigned char *b) {
 
 static unsigned char request_bytes[REQUEST_BYTES_MAX];
 static struct buffer request = { request_bytes, 0 };
-static size_t key_at, value_at, sequence_at, second_sequence_at;
+static size_t key_at, value_at, sequence_at, second_sequence_at, client_at, request_id_at;
 
 static void add_thrift_binary(struct buffer *b, int field, const void *bytes, size_t length) {
     add_byte(b, 11);
@@ -152,6 +157,17 @@ static void build_thrift_request(const unsigned char *key, const unsigned char *
     if (options.work == PUT) {
         value_at = request.length + 7;
         add_thrift_binary(&request, 2, value, options.value_bytes);
+        if (options.once) {
+            unsigned char client[CLIENT_ID_BYTES];
+            if (getrandom(client, sizeof client, 0) != sizeof client)
+                fail(1, "no random client id: %s", strerror(errno));
+            client_at = request.length + 7;
+            add_thrift_binary(&request, 22, client, sizeof client);
+            add_byte(&request, 10);                     /* i64 request_id */
+            add_big_endian(&request, 23, 2);
+            request_id_at = request.length;
+            add_big_endian(&request, 0, 8);
+        }
     } else {
         add_thrift_binary(&request, 21, consistency, strlen(consistency));
     }
@@ -235,6 +251,7 @@ static void build_request(void) {
 
 struct connection {
     int fd;
+    uint32_t number;
     bool waiting;                   /* a request is out */
     uint64_t sent_at;
     uint32_t sequence;              /* Thrift sequence id, HTTP/2 stream id */
@@ -452,6 +469,7 @@ static int read_grpc_reply(struct connection *c) {
 static void open_connection(struct connection *c, int number, int poller) {
     int one = 1;
     const struct sockaddr_in *to = &options.endpoints[number % options.endpoint_count];
+    c->number = (uint32_t)number;
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (c->fd < 0)
         fail(1, "socket: %s", strerror(errno));
@@ -495,6 +513,10 @@ static bool send_request(struct connection *c) {
         request.bytes[sequence_at + (size_t)i] = byte;
         if (second_sequence_at)
             request.bytes[second_sequence_at + (size_t)i] = byte;
+        if (options.once) {     /* the end of the client id is the connection's number, of the request id its sequence */
+            request.bytes[client_at + CLIENT_ID_BYTES - 4 + (size_t)i] = (unsigned char)(c->number >> (24 - 8 * i));
+            request.bytes[request_id_at + 4 + (size_t)i] = byte;
+        }
     }
     c->waiting = true;
     c->sent_at = now_ns();
@@ -572,7 +594,7 @@ static int choose(const char *option, const char *text, const char *const *names
 
 static void parse_options(int count, char **arguments) {
     static const char *const protocols[] = { "thrift", "grpc", NULL };
-    static const char *const works[] = { "put", "get", "get-local", NULL };
+    static const char *const works[] = { "put", "get", "get-local", "put-once", NULL };
     static const struct option known[] = {
         { "protocol", 1, NULL, 'p' }, { "work", 1, NULL, 'w' },        { "endpoints", 1, NULL, 'e' },
         { "connections", 1, NULL, 'c' }, { "seconds", 1, NULL, 's' },  { "warmup", 1, NULL, 'u' },
@@ -594,6 +616,10 @@ static void parse_options(int count, char **arguments) {
         case 'l': options.preload = true; break;
         default: exit(2);
         }
+    }
+    if (options.work == PUT_ONCE) {
+        options.once = options.protocol == THRIFT;
+        options.work = PUT;
     }
     if (!options.endpoint_count)
         fail(2, "--endpoints is missing");

@@ -38,6 +38,8 @@ class FakeServer:
     chunk: int = 1 << 20
     store: dict[bytes, bytes] = field(default_factory=dict)
     requests: int = 0
+    identities: list[tuple[bytes, int]] = field(default_factory=list)
+    """Client id and request id of every request that had them."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -58,12 +60,16 @@ class FakeServer:
         finally:
             writer.close()
 
-    @staticmethod
-    async def _fields(reader: asyncio.StreamReader) -> dict[int, bytes]:
+    async def _fields(self, reader: asyncio.StreamReader) -> dict[int, bytes]:
         fields = {}
-        while await reader.readexactly(1) == b"\x0b":
-            number, length = struct.unpack(">hi", await reader.readexactly(6))
-            fields[number] = await reader.readexactly(length)
+        while (kind := await reader.readexactly(1)) != b"\0":
+            if kind == b"\x0b":
+                number, length = struct.unpack(">hi", await reader.readexactly(6))
+                fields[number] = await reader.readexactly(length)
+            else:
+                assert (b"\x0a", 23) == (kind, *struct.unpack(">h", await reader.readexactly(2)))
+                (request_id,) = struct.unpack(">q", await reader.readexactly(8))
+                self.identities.append((fields[22], request_id))
         return fields
 
     def _reply(self, name: bytes, sequence: bytes, fields: dict[int, bytes]) -> bytes:
@@ -106,6 +112,22 @@ async def test_preload_with_many_connections_writes_each_key_exactly_once(progra
     assert server.requests == json.loads(out)["requests"] == 500
     assert set(server.store) == {b"key-%012d" % number for number in range(500)}
     assert all(value.startswith(key) and len(value) == VALUE_BYTES for key, value in server.store.items())
+
+
+async def test_put_once_gives_each_connection_an_id_and_counts_its_requests(program: Path) -> None:
+    """So that kvorum keeps the outcomes of as many clients as there are connections."""
+    server = FakeServer()
+
+    status, _, _ = await _run(program, server, "--work", "put-once", "--preload", "--space", "60", "--connections", "3")
+
+    assert status == 0
+    assert len(set(server.identities)) == 60
+    clients = {client for client, _ in server.identities}
+    assert {16} == {len(client) for client in clients}
+    assert len(clients) == 3
+    for client in clients:
+        numbers = [number for owner, number in server.identities if owner == client]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
