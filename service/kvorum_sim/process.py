@@ -8,9 +8,10 @@ planned, and lets it go at once when it ends.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple, cast
 
 from kvorum.consensus import frames
@@ -22,7 +23,6 @@ from kvorum_sim.disk import SimulatedLog
 from kvorum_sim.loop import BareLoop
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
     from contextvars import Context
 
@@ -59,7 +59,7 @@ class ProcessLoop(BareLoop):
         self.alive = True
         self.paused = False
         self.resumed_at = 0.0
-        self._dead: list[Coroutine[Any, Any, Any]] = []
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._held: list[tuple[Callable[..., object], tuple[object, ...]]] = []
 
     def time(self) -> float:
@@ -92,20 +92,29 @@ class ProcessLoop(BareLoop):
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[T]:
         """A task that stops between two steps when the process dies, and waits while it is paused."""
-        return self._loop.create_task(self._steps(coro), name=name, context=context)
+        task = self._loop.create_task(self._steps(coro), name=name, context=context)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+        return task
+
+    def bury(self) -> None:
+        """The process is dead: end what it was waiting for; callbacks of its own never run any more."""
+        for task in list(self._tasks):
+            task.cancel()
 
     @types.coroutine
     def _steps(self, coro: Coroutine[Any, Any, T]) -> Generator[Any, None, T]:
         error: BaseException | None = None
         while True:
-            while self.paused:
-                waiting = self._loop.create_future()
-                self._held.append((waiting.set_result, (None,)))
-                yield from waiting
-            if not self.alive:
-                # Kept, never closed: a dead process runs no `finally` either.
-                self._dead.append(coro)
-                yield from self._loop.create_future()
+            try:
+                while self.paused and self.alive:
+                    waiting = self._loop.create_future()
+                    self._held.append((waiting.set_result, (None,)))
+                    yield from waiting
+                if not self.alive:
+                    error = error or asyncio.CancelledError()
+            except asyncio.CancelledError as cancelled:
+                error = cancelled
             try:
                 waited = coro.send(None) if error is None else coro.throw(error)
             except StopIteration as stop:
@@ -114,7 +123,6 @@ class ProcessLoop(BareLoop):
             try:
                 yield waited
             except GeneratorExit:
-                self._dead.append(coro)
                 raise
             except BaseException as thrown:  # noqa: BLE001 - handed on to the coroutine
                 error = thrown
@@ -279,6 +287,8 @@ class Disk:
     incarnation: Incarnation
     cluster_id: bytes | None = None
     boots: int = 0
+    joining: bool = False
+    removed: bool = False
     installed: Manifest | None = None
     """The snapshot its store was installed from, while the log may not follow it yet."""
 
@@ -353,6 +363,9 @@ class Process:
                 cluster_id=disk.cluster_id,
                 on_born=self._born,
                 on_refused=self._refused,
+                joining=disk.joining,
+                on_joining=self._joining,
+                on_removed=self._removed,
                 logger=cast("structlog.typing.FilteringBoundLogger", _Logger(self, witness)),
                 staging=self.staging,
             ),
@@ -388,13 +401,14 @@ class Process:
         assert self.alive, f"{self!r} crashed already"
         self.loop.alive = False
         self._network.crash(self.node_id)
+        self.loop.bury()
         chance, disk = self._chance, self.disk
         if power:
             disk.log.files.kill()
         else:
             disk.log.files.cut_power()
         engine = self.staging.engine.crashed(chance.randrange(1000))
-        return Disk(disk.log, engine, disk.incarnation, disk.cluster_id, disk.boots, self.staging.installed)
+        return replace(disk, engine=engine, installed=self.staging.installed)
 
     def state_hash(self) -> tuple[Index, str]:
         """Applied index and hash of the logical content."""
@@ -419,6 +433,12 @@ class Process:
     def _born(self, cluster_id: bytes) -> None:
         assert self.disk.cluster_id in {None, cluster_id}, "a directory keeps its cluster id"
         self.disk.cluster_id = cluster_id
+
+    def _joining(self, joining: bool) -> None:  # noqa: FBT001 - a callback of one argument
+        self.disk.joining = joining
+
+    def _removed(self) -> None:
+        self.disk.removed = True
 
     def _refused(self, error: StartupError) -> None:
         raise error

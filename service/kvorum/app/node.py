@@ -2,8 +2,8 @@
 One node, put together: every adapter is handed to its port here, and nowhere else.
 
 Order of start: data directory, storage, log, then HTTP, then links and consensus, then the client port. A client that
-is accepted is served: it waits for a leader inside its deadline. Order of stop: unready, client port, consensus,
-storage.
+is accepted is served: it waits for a leader inside its deadline. Order of stop: unready, hand
+leadership over, client port, consensus, storage.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surround
 from kvorum.consensus.registry import AlgorithmSettings
 from kvorum.consensus.retention import RetentionSettings
 from kvorum.core.cluster import Configuration, Member
-from kvorum.core.errors import StorageFailedError
+from kvorum.core.errors import StartupError, StorageFailedError
 from kvorum.peers.tcp import TcpPeerLinks
 from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
@@ -79,6 +79,13 @@ class Node:
         self._loop = loop
         self._fail = fail
         self.directory = DataDirectory.open(settings.data_directory)
+        if self.directory.removed:
+            self.directory.close()
+            msg = (
+                f"the cluster has removed this node: the data directory {settings.data_directory} may hold no seat "
+                "again. To let the node join anew, remove the directory, add the node (kvorum member add) and start it"
+            )
+            raise StartupError(msg)
         self.stores = StagedStores(self.directory, lambda path: RocksdictEngine.open(path, _tuning(settings)))
         self.executor = KvStoreExecutor(self.stores.engine)
         self.log = SegmentedLog.open(
@@ -136,6 +143,9 @@ class Node:
             cluster_id=self.directory.cluster_id,
             on_born=self.directory.set_cluster_id,
             on_refused=self._fail,
+            joining=self.directory.joining,
+            on_joining=self.directory.set_joining,
+            on_removed=self.directory.set_removed,
             logger=structlog.get_logger("kvorum.consensus"),
             staging=self.stores,
         )
@@ -174,6 +184,7 @@ class Node:
     async def stop(self) -> None:
         """Finish what is under way within the grace, then close everything; durable state needs no flush."""
         self.consensus.unready()
+        await self.consensus.hand_over()
         await self.server.stop(STOP_GRACE_S)
         await self.consensus.stop(STOP_GRACE_S)
         if self.http is not None:
@@ -192,6 +203,7 @@ class Node:
             "cluster_id": (self.consensus.cluster_id or b"").hex(),
             "incarnation": f"{self.directory.incarnation:016x}",
             "role": report.role,
+            "membership": self.consensus.standing,
             "term": report.term,
             "leader_id": report.leader_id,
             "leader_endpoint": report.leader_endpoint,
@@ -202,6 +214,7 @@ class Node:
                 {
                     "node_id": member.node_id,
                     "client_endpoint": member.client_endpoint,
+                    "voter": member.voter,
                     "health": member.health,
                     "is_leader": member.is_leader,
                     "last_contact_s": member.last_contact_age_s,

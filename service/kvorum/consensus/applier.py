@@ -111,7 +111,9 @@ class Applier:
         """Go on where `pause` stopped."""
         if self._paused:
             self._paused = False
-            self.pump()
+            if not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self._resume)
 
     def restart(self, index: Index) -> None:
         """

@@ -1,5 +1,5 @@
 """
-The birth rule: when an empty data directory may take part in forming a cluster (architecture section 3).
+The birth rule: what an empty data directory may do (architecture section 3; docs/decisions/0014).
 
 With static endpoints every node derives the same first log entry. Writing it is safe only while nobody has data:
 an empty directory in an old seat may have voted and acknowledged in a life that it forgot. So:
@@ -8,7 +8,10 @@ an empty directory in an old seat may have voted and acknowledged in a life that
   ago and holds nothing but that first entry has no data yet: nothing was ever elected or acknowledged with it;
 * a peer has data: this node may still be a voter that simply starts late. That is so only if a *confirmed leader*
   says that the seat was never recorded with another data directory; then it is born late with the same first entry;
-* the seat is recorded with another data directory: this disk was wiped or replaced. Refuse to start and name the peer.
+* a committed configuration names this very directory: it joins with an empty log, which the leader fills;
+* the seat is recorded with another data directory: this disk was wiped or replaced. It waits until the leader has
+  given the seat to this directory as a learner;
+* a peer belongs to a cluster that was born otherwise: it waits to be added, and is never born beside it.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
 
 
 class Verdict(NamedTuple):
-    """What to do with an empty directory: be born, wait (both None), or refuse to start."""
+    """What to do with an empty directory: be born, join, refuse to start, or wait (none of them)."""
 
     born: bool = False
+    joins: bool = False
     refuse: str | None = None
     waiting_for: str = ""
 
@@ -38,32 +42,58 @@ def judge(
     incarnation: Incarnation,
     configuration: Configuration,
     reports: Mapping[NodeId, Report],
+    *,
+    clusters: Mapping[NodeId, bytes | None] | None = None,
+    learned: Configuration | None = None,
 ) -> Verdict:
     """
-    Decide from the reports of the peers reached so far; pure, so that every case is a row in a table of tests.
+    Decide from what the peers reached so far have said; pure, so that every case is a row in a table of tests.
 
     Args:
         node_id: This seat.
         incarnation: This directory's member id.
         configuration: The first configuration, derived from the file.
         reports: The newest report of each peer that a link stands to.
+        clusters: Cluster id of each peer that a link stands to, None for a peer that belongs to none.
+        learned: The newest committed configuration a peer has told.
     """
+    known = {peer: cluster for peer, cluster in (clusters or {}).items() if cluster is not None}
+    if len(set(known.values())) > 1:
+        told = ", ".join(f"node {peer} to {cluster.hex()}" for peer, cluster in sorted(known.items()))
+        return Verdict(
+            refuse=f"the peers of this node belong to different clusters ({told}); its configuration mixes two "
+            "clusters: correct replica_endpoints or [consensus] endpoints"
+        )
+    seat = learned.member(node_id) if learned is not None else None
+    if seat is not None and seat.incarnation == incarnation:
+        return Verdict(joins=True)
+    recorded = seat.incarnation if seat is not None else 0
+    if recorded:
+        return Verdict(waiting_for=_replacement(node_id, recorded))
+    foreign = set(known.values()) - {configuration.birth_id()}
+    if foreign or (learned is not None and seat is None):
+        cluster = next(iter(foreign), configuration.birth_id()).hex()
+        return Verdict(waiting_for=f"cluster {cluster} to take it in: add node {node_id} there (kvorum member add)")
     with_data = {peer: report for peer, report in reports.items() if report.has_data}
-    for peer, report in sorted(with_data.items()):
+    for _, report in sorted(with_data.items()):
         if report.recorded_incarnation not in (0, incarnation):
-            member = configuration.member(peer)
-            where = member.client_endpoint if member else "?"
-            return Verdict(
-                refuse=f"the data directory is empty, but node {peer} at {where} knows seat {node_id} with other data "
-                f"(incarnation {report.recorded_incarnation:016x}); an empty disk may not take the seat of a "
-                "voter. Give node "
-                f"{node_id} its old data directory back, or restore the cluster from a snapshot"
-            )
+            return Verdict(waiting_for=_replacement(node_id, report.recorded_incarnation))
     if with_data:
         if any(report.role == Role.LEADER and report.may_serve for report in with_data.values()):
             return Verdict(born=True)
         return Verdict(waiting_for="a leader among the nodes that already have data")
+    silent = sorted(peer for peer in known if peer not in reports)
+    if silent:
+        # Members of a cluster that do not talk to this node: it has no seat there (any more), or in a moment they will.
+        return Verdict(waiting_for=f"word from {', '.join(f'node {peer}' for peer in silent)}, which has a cluster")
     empty = 1 + sum(1 for peer, report in reports.items() if not report.has_data and peer in configuration.voters)
     if empty >= configuration.quorum:
         return Verdict(born=True)
     return Verdict(waiting_for=f"{configuration.quorum - empty} more empty node(s) of {len(configuration.voters)}")
+
+
+def _replacement(node_id: NodeId, recorded: Incarnation) -> str:
+    return (
+        f"the leader to give this empty directory the seat of node {node_id}, which is recorded with other data "
+        f"(incarnation {recorded:016x}): it will come back as a learner"
+    )

@@ -32,6 +32,7 @@ class Contacts:
         self._started = started
         self._node_timeout_s = node_timeout_s
         self._heard: dict[NodeId, float] = {}
+        self._heard_seat: dict[NodeId, float] = {}
         self.reports: dict[NodeId, Report] = {}
         self.greetings: dict[NodeId, Greeting] = {}
         self.incarnations: dict[NodeId, Incarnation] = {}
@@ -39,6 +40,22 @@ class Contacts:
     def heard(self, peer: NodeId, now: float) -> None:
         """Anything came from this peer."""
         self._heard[peer] = now
+
+    def heard_seat(self, peer: NodeId, now: float) -> None:
+        """Something came from the data directory that holds this peer's seat."""
+        self._heard_seat[peer] = self._heard[peer] = now
+
+    def seat_age_s(self, peer: NodeId, now: float) -> float | None:
+        """Seconds since the directory that holds (or held) this peer's seat was last heard, or None if never."""
+        heard = self._heard_seat.get(peer)
+        return None if heard is None else max(0.0, now - heard)
+
+    def keep(self, peers: Iterable[NodeId]) -> None:
+        """Forget everybody else, who has left."""
+        kept = frozenset(peers)
+        for known in (self._heard, self._heard_seat, self.reports, self.incarnations):
+            for peer in [peer for peer in known if peer not in kept]:
+                del known[peer]
 
     def age_s(self, peer: NodeId, now: float) -> float | None:
         """Seconds since this peer was last heard, or None if never."""

@@ -6,10 +6,12 @@ All integers are big-endian. Frame kinds below 16 belong to the links themselves
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from kvorum.core.cluster import Configuration
 from kvorum.core.errors import Refusal, RemoteError
 from kvorum.core.machine import Role
 
@@ -30,15 +32,24 @@ SNAPSHOT_OFFER: Final = 22
 """The receiver needs entries that are gone: it should fetch the sender's state."""
 SNAPSHOT_DONE: Final = 23
 """Answer to an offer, once it is over: the index installed, or 0."""
+ADMIN: Final = 24
+"""A change of the membership that a node asks the leader for."""
+ADMIN_REPLY: Final = 25
+MEMBERS: Final = 26
+"""The newest committed configuration that a member knows, so that the others can reach nodes new to them."""
 
 _FORWARD_HEAD: Final = struct.Struct(">BQQHB")
 _FORWARD_ITEM: Final = struct.Struct(">II")
 _FORWARD_REPLY: Final = struct.Struct(">BBQQBH")
 _READ: Final = struct.Struct(">BQB")
 _READ_REPLY: Final = struct.Struct(">BQBQ")
+_ADMIN: Final = struct.Struct(">BQ")
+_MEMBERS: Final = struct.Struct(">B16sQ")
 _REPORT: Final = struct.Struct(">BBBQqQQQQ")
 
 VERSION: Final = 1
+ADMIN_BYTES_MAX: Final = 64 * 1024
+"""Largest JSON text of an ADMIN or ADMIN_REPLY frame."""
 _RESYNC: Final = 1
 _HAS_DATA: Final = 1
 _MAY_SERVE: Final = 2
@@ -77,6 +88,16 @@ class ForwardReply(NamedTuple):
     term: int
     position: int
     refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """A committed configuration of a cluster."""
+
+    cluster_id: bytes
+    index: int
+    """Index of its entry."""
+    configuration: Configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,3 +245,44 @@ def decode_report(payload: bytes) -> Report:
         uptime_ms=uptime_ms,
         recorded_incarnation=recorded,
     )
+
+
+def encode_admin(number: int, content: dict[str, Any]) -> list[bytes]:
+    """Parts of an ADMIN or ADMIN_REPLY frame: the asker's number and a JSON object."""
+    text = json.dumps(content).encode()
+    assert len(text) <= ADMIN_BYTES_MAX
+    return [_ADMIN.pack(VERSION, number), text]
+
+
+def decode_admin(payload: bytes) -> tuple[int, dict[str, Any]]:
+    """Number and JSON object. Raises RemoteError if it does not fit."""
+    _check_version(payload)
+    try:
+        _, number = _ADMIN.unpack_from(payload)
+        if len(payload) > ADMIN_BYTES_MAX + _ADMIN.size:
+            msg = f"it is longer than {ADMIN_BYTES_MAX} bytes"
+            raise ValueError(msg)
+        content = json.loads(payload[_ADMIN.size :])
+        if not isinstance(content, dict):
+            msg = "it is no JSON object"
+            raise ValueError(msg)  # noqa: TRY004 - turned into a RemoteError right here
+    except (struct.error, ValueError, RecursionError) as error:
+        msg = f"membership frame does not parse: {error}"
+        raise RemoteError(msg) from error
+    return number, content
+
+
+def encode_members(members: Members) -> list[bytes]:
+    """Parts of a MEMBERS frame: cluster id, index of the configuration's entry, the configuration as in the log."""
+    return [_MEMBERS.pack(VERSION, members.cluster_id, members.index), members.configuration.encode()]
+
+
+def decode_members(payload: bytes) -> Members:
+    """Read a MEMBERS frame. Raises RemoteError if it does not fit."""
+    _check_version(payload)
+    try:
+        _, cluster_id, index = _MEMBERS.unpack_from(payload)
+        return Members(cluster_id, index, Configuration.decode(payload[_MEMBERS.size :]))
+    except (struct.error, ValueError) as error:
+        msg = f"members frame does not parse: {error}"
+        raise RemoteError(msg) from error

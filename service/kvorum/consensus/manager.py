@@ -16,6 +16,7 @@ from kvorum.consensus import frames
 from kvorum.consensus.applier import Applier
 from kvorum.consensus.compaction import LogCutter
 from kvorum.consensus.contacts import Contacts
+from kvorum.consensus.membership import Membership
 from kvorum.consensus.peering import Peering
 from kvorum.consensus.proposals import Proposals
 from kvorum.consensus.reads import Reads
@@ -26,7 +27,7 @@ from kvorum.consensus.settings import ManagerSettings, Surroundings
 from kvorum.consensus.snapshots import Snapshots
 from kvorum.core.codec import TAG
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
-from kvorum.core.errors import ErrorCode, Refusal, StartupError
+from kvorum.core.errors import Refusal, StartupError
 from kvorum.core.limits import UNCOMMITTED_BYTES_MAX
 from kvorum.core.machine import (
     AppliedUpTo,
@@ -38,7 +39,6 @@ from kvorum.core.machine import (
     Proposed,
     ReadAsked,
     Received,
-    Role,
     Send,
     SendSnapshot,
     ServeReads,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from kvorum.consensus.retention import RetainedState
     from kvorum.core.cluster import Configuration
-    from kvorum.core.ids import Index, NodeId, Term, Ticket
+    from kvorum.core.ids import Index, NodeId, Ticket
     from kvorum.core.machine import Effect, Event, Machine
     from kvorum.core.maintenance import Maintenance
     from kvorum.core.operations import Applied
@@ -114,6 +114,8 @@ class ConsensusManager(Reporting):
         self._appended: Ticket = 0
         self._undurable_since: float | None = None
         self.cluster_id = around.cluster_id
+        self.incarnation = around.incarnation
+        self.removed = False
         self.contacts = Contacts(self.node_id, self._started, node_timeout_s=settings.node_timeout_s)
         prefix = TAG.pack(around.incarnation, self._nonce, 0)[:16]
         own_numbers = self._nonce >> 1  # where this process begins to count what peers answer by number
@@ -124,7 +126,10 @@ class ConsensusManager(Reporting):
             outstanding_max=settings.outstanding_max,
             first_position=own_numbers,
         )
-        self.peering = Peering(self, around.links, around.incarnation, around.logger)
+        self.peering = Peering(self, around.links, around.incarnation, around.logger, joining=around.joining)
+        self.membership = Membership(
+            self, around.loop, around.logger, standalone=around.links is None, first_number=own_numbers
+        )
         self.reads = Reads(self, leader_wait_s=settings.leader_wait_s, first_request=own_numbers)
         self.applier = Applier(
             around.state,
@@ -157,7 +162,7 @@ class ConsensusManager(Reporting):
         """Open the log's thread and the links, then be born, rejoin, or wait for the others."""
         self._log.start(self._persisted, self._space_changed)
         recovered = self._log.recovered
-        if recovered.last_index > 0:
+        if recovered.last_index > 0 or (self.cluster_id is not None and self.peering.joining):
             self.become_member(recovered)
         elif self.cluster_id is not None:
             msg = (
@@ -175,9 +180,14 @@ class ConsensusManager(Reporting):
         """Tell /readyz that this node goes away; it still serves."""
         self._leaving = True
 
+    async def hand_over(self) -> None:
+        """Before a planned stop: if this node leads, let another one, while it serves on; bounded."""
+        await self.membership.hand_over()
+
     async def stop(self, grace_s: float) -> None:
         """Refuse new work, give what is under way up to ``grace_s``, then stop links and log."""
         self._stopping = True
+        self.membership.shut_down()
         self.proposals.shut_down()
         end = self.clock() + grace_s
         while self.clock() < end and (self.proposals.pending_count or self.reads.pending_count):  # noqa: ASYNC110
@@ -193,8 +203,31 @@ class ConsensusManager(Reporting):
         self._stopped = True
         self.applier.halt()
 
+    def join(self, cluster_id: bytes) -> None:
+        """Enter a cluster that names this data directory, with the empty log that its leader fills."""
+        self._around.on_joining(True)
+        self.cluster_id = cluster_id
+        self.become_member(self._log.recovered)
+
+    def arrived(self) -> None:
+        """The own log shows the own seat: from now on it may not be empty again."""
+        self._around.on_joining(False)
+
+    def leave(self) -> None:
+        """The cluster removed this data directory: take no part ever again, and tell everybody who waits."""
+        self.removed = True
+        self._around.on_removed()
+        self._logger.error(
+            "this node was removed from the cluster and takes no part any more; to let it join anew, stop it, remove "
+            "its data directory, add it (kvorum member add) and start it again",
+            node_id=self.node_id,
+        )
+        self.membership.shut_down()
+        self.reads.shut_down()
+        self.proposals.abandon()
+
     def become_member(self, recovered: RecoveredLog) -> None:
-        """Start the machine on a log that holds at least the first configuration."""
+        """Start the machine on a log that holds at least the first configuration, or on that of a joining node."""
         settings = self.settings
         self.cluster_id = self.cluster_id or settings.configuration.birth_id()
         self._around.on_born(self.cluster_id)
@@ -207,7 +240,9 @@ class ConsensusManager(Reporting):
             settings.timings,
             applied_index=self._state.applied_index,
             now=self.clock(),
+            incarnation=self.incarnation,
         )
+        self.peering.started(recovered.configurations)
         self._last_tick = self.clock()
         self._logger.info(
             "joined the cluster",
@@ -220,57 +255,17 @@ class ConsensusManager(Reporting):
 
     # --- what routing asks ---
 
-    @property
-    def term(self) -> Term:
-        """Current term; 0 before birth."""
-        return self.machine.term if self.machine else 0
-
-    @property
-    def speaks(self) -> bool:
-        """False while the log cannot be written: this node is then silent and deaf, like a paused one."""
-        return self.has_space and not self.log_hangs and not self.installing
-
-    @property
-    def leader(self) -> NodeId | None:
-        """Known leader of the current term, or None; None also while this node may not speak (disk full)."""
-        return self.machine.leader if self.machine and self.speaks else None
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether this node leads, as far as it knows."""
-        return self.machine is not None and self.machine.role == Role.LEADER and self.speaks
-
-    @property
-    def may_serve(self) -> bool:
-        """This node leads, its no-op has committed, and it shows it."""
-        return self.is_leader and self.machine is not None and self.machine.may_serve
-
-    @property
-    def applied_index(self) -> Index:
-        """What reads on this node show."""
-        return self._state.applied_index
-
-    @property
-    def uptime_s(self) -> float:
-        """Age of this manager, in practice of the process."""
-        return self.clock() - self._started
-
-    @property
-    def members(self) -> Configuration:
-        """Configuration in force."""
-        return self.machine.configuration if self.machine else self.settings.configuration
-
     def propose(self, body: bytes, pending: PendingWrite, received: float, deadline: float) -> None:
         """Take one write, on any node; see `Proposals.propose`."""
-        if self._stopping:
-            pending.decided(0, Refusal(ErrorCode.UNAVAILABLE, "this node is shutting down; use another one"))
+        if self._stopping or self.removed:
+            pending.decided(0, self.gone())
         else:
             self.proposals.propose(body, pending, received, deadline)
 
     def read_index(self, pending: PendingRead, received: float, deadline: float, *, confirm: bool = True) -> None:
         """Serve a read once it is legal; see `Reads.ask`."""
-        if self._stopping:
-            pending.refused(Refusal(ErrorCode.UNAVAILABLE, "this node is shutting down; use another one"))
+        if self._stopping or self.removed:
+            pending.refused(self.gone())
         else:
             self.reads.ask(pending, received, deadline, confirm=confirm)
 
@@ -403,6 +398,11 @@ class ConsensusManager(Reporting):
             self.leader_changes_total += 1
         self.proposals.leadership_changed()
         self.reads.ask_again()
+        self._loop.call_soon(self._pursue_changes)
+
+    def _pursue_changes(self) -> None:
+        if not self._stopped:
+            self.membership.tick(self.clock())
 
     def _group_applied(self, entries: Sequence[Entry], outcomes: Sequence[Applied | Refusal | None]) -> None:
         self.proposals.applied(entries, outcomes)
@@ -471,9 +471,12 @@ class ConsensusManager(Reporting):
 
     def room(self) -> int:
         """Entries that may still be appended before some are applied; none while the engine is stalled."""
-        if self.applier.stalled or self.machine is None or self.machine.uncommitted_bytes > UNCOMMITTED_BYTES_ROOM:
+        machine = self.machine
+        if self.applier.stalled or machine is None or machine.uncommitted_bytes > UNCOMMITTED_BYTES_ROOM:
             return 0
-        return self.settings.outstanding_max - (self.machine.last_index - self.applied_index)
+        if machine.transferring_to is not None:
+            return 0  # what waits goes to the next leader
+        return self.settings.outstanding_max - (machine.last_index - self.applied_index)
 
     def append(self, payloads: list[bytes]) -> None:
         """Propose as the leader."""
@@ -505,10 +508,13 @@ class ConsensusManager(Reporting):
         """This node may not join; the process ends with this message."""
         self._around.on_refused(StartupError(why))
 
-    def message_received(self, peer: NodeId, payload: bytes) -> None:
-        """One message of the algorithm, from the directory that holds its seat."""
+    def message_received(self, peer: NodeId, payload: bytes, *, seated: bool = True) -> None:
+        """One message of the algorithm, from the directory that holds its seat, or from one that may be new here."""
         assert self.machine is not None
-        self.feed(Received(peer, self.machine.decode(payload)))
+        message = self.machine.decode(payload)
+        if not seated and self.machine.counts_sender(message):
+            return
+        self.feed(Received(peer, message))
         if peer == self.machine.leader:
             self.leader_heard = self.clock()
 
@@ -555,6 +561,7 @@ class ConsensusManager(Reporting):
             self.proposals.expire(now)
             self.reads.expire(now)
             self.peering.tick(now)
+            self.membership.tick(now)
             self.applier.tick(now)
             if self.snapshots is not None:
                 self.snapshots.tick(now)

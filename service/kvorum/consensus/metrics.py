@@ -38,6 +38,19 @@ def consensus_metrics(manager: ConsensusManager) -> Iterable[Metric]:
     voters = sum(member.voter for member in report.members)
     members = [({"type": "voter"}, voters), ({"type": "learner"}, len(report.members) - voters)]
     yield Metric("kvorum_raft_members", "gauge", "Members of the configuration in force.", list(members))
+    membership = manager.membership
+    yield counter(
+        "kvorum_raft_membership_changes_total",
+        "Configurations this process has seen become committed.",
+        manager.peering.changes_total,
+    )
+    yield counter("kvorum_raft_transfers_total", "Hand-overs of leadership begun here.", membership.transfers_total)
+    yield counter("kvorum_raft_promotions_total", "Learners made voters by this leader.", membership.promotions_total)
+    yield counter(
+        "kvorum_raft_replacements_total",
+        "Seats given to an empty data directory by this leader.",
+        membership.replacements_total,
+    )
     yield gauge("kvorum_raft_quorum_size", "Voters that make a majority.", manager.members.quorum)
     yield Metric(
         "kvorum_peer_last_contact_seconds",

@@ -8,10 +8,12 @@ directory holds each seat. Frames of a directory that does not hold its seat are
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kvorum.consensus import frames
 from kvorum.consensus.birth import judge
+from kvorum.core.cluster import Configuration
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
 from kvorum.core.errors import RemoteError
 from kvorum.core.machine import PeerReset, Role
@@ -24,16 +26,22 @@ if TYPE_CHECKING:
 
     from kvorum.consensus.contacts import Contacts
     from kvorum.consensus.manager import ManagerSettings
+    from kvorum.consensus.membership import Membership
     from kvorum.consensus.proposals import Proposals
     from kvorum.consensus.reads import Reads
     from kvorum.consensus.snapshots import Snapshots
-    from kvorum.core.cluster import Configuration
     from kvorum.core.ids import Incarnation, Index, NodeId, Term
     from kvorum.core.machine import Event, Machine
     from kvorum.core.ports import PeerLinks
 
 UNBORN_REPORT_S: Final = 0.1
 """How often a node that is not born yet tells the others: birth should take a moment, not a health check interval."""
+
+PARTING_S: Final = 5.0
+"""A removed member keeps its link for this long, so that it hears of it."""
+
+GONE_MAX: Final = 256
+REPORTS_MAX: Final = 256
 
 _BIRTH_TERM: Final = 1
 _ZERO_ID: Final = bytes(16)
@@ -48,6 +56,7 @@ class Host(Protocol):
     proposals: Proposals
     reads: Reads
     snapshots: Snapshots | None
+    membership: Membership
     cluster_id: bytes | None
     node_id: NodeId
 
@@ -69,6 +78,12 @@ class Host(Protocol):
     @property
     def members(self) -> Configuration:
         """Configuration in force."""
+        ...
+
+    removed: bool
+
+    def contact_age_s(self) -> float:
+        """Seconds since the last contact with a leader."""
         ...
 
     @property
@@ -103,16 +118,24 @@ class Host(Protocol):
         """Give the machine one event."""
         ...
 
-    def message_received(self, peer: NodeId, payload: bytes) -> None:
+    def message_received(self, peer: NodeId, payload: bytes, *, seated: bool = True) -> None:
         """One message of the algorithm."""
-        ...
-
-    def propose_configuration(self, configuration: Configuration) -> None:
-        """Append a configuration entry as the leader."""
         ...
 
     def write_first_entry(self, hard_state: HardState, batch: EntryBatch) -> None:
         """Persist log entry 1."""
+        ...
+
+    def join(self, cluster_id: bytes) -> None:
+        """Enter a cluster that names this data directory."""
+        ...
+
+    def arrived(self) -> None:
+        """The own log shows the own seat."""
+        ...
+
+    def leave(self) -> None:
+        """The cluster removed this data directory."""
         ...
 
     def refuse_to_start(self, why: str) -> None:
@@ -129,6 +152,8 @@ class Peering:
         links: PeerLinks | None,
         incarnation: Incarnation,
         logger: structlog.typing.FilteringBoundLogger,
+        *,
+        joining: bool = False,
     ) -> None:
         self._host = host
         self._links = links
@@ -137,7 +162,19 @@ class Peering:
         self._bearing = False
         self._last_report = host.clock()
         self._waiting_for = ""
-        self._recorded_at: Index = 0
+        self.joining = joining
+        """This directory came to a cluster that was there, and no committed configuration has shown its seat yet."""
+        self.learned: frames.Members | None = None
+        """Newest committed configuration that a peer has told and this node has not committed itself."""
+        self.changes_total = 0
+        """Configurations that became committed in front of this process."""
+        self._committed: tuple[Index, Configuration] = (0, Configuration(()))
+        self._seated_at: Index = 0
+        """Newest configuration of the log that gives a seat to this directory."""
+        self._gone: deque[tuple[NodeId, Incarnation]] = deque(maxlen=GONE_MAX)
+        self._parting: dict[NodeId, tuple[str, float]] = {}
+        """Members that were removed a moment ago: they should hear of it."""
+        self._peers: dict[NodeId, str] | None = None
 
     # --- birth ---
 
@@ -146,10 +183,23 @@ class Peering:
         host = self._host
         if self._bearing or host.stopping:
             return
-        linked = {peer: report for peer, report in host.contacts.reports.items() if peer in host.contacts.greetings}
-        verdict = judge(host.node_id, self._incarnation, host.settings.configuration, linked)
+        contacts = host.contacts
+        clusters = {peer: greeting.cluster_id for peer, greeting in contacts.greetings.items()}
+        learned = None if self.learned is None else self.learned.configuration
+        verdict = judge(
+            host.node_id,
+            self._incarnation,
+            host.settings.configuration,
+            {peer: report for peer, report in contacts.reports.items() if peer in contacts.greetings},
+            clusters={peer: cluster if any(cluster) else None for peer, cluster in clusters.items()},
+            learned=learned,
+        )
         if verdict.refuse is not None:
             host.refuse_to_start(verdict.refuse)
+        elif verdict.joins:
+            assert self.learned is not None
+            self.joining = True
+            host.join(self.learned.cluster_id)
         elif verdict.born:
             self._bearing = True
             entry = Entry.create(1, _BIRTH_TERM, EntryKind.CONFIGURATION, 0, host.settings.configuration.encode())
@@ -174,7 +224,7 @@ class Peering:
     def greet(self) -> Greeting:
         """What this node says of itself at every handshake."""
         host = self._host
-        own = host.settings.configuration.member(host.node_id)
+        own = host.members.member(host.node_id) or host.settings.configuration.member(host.node_id)
         assert own is not None, "the configuration lists this node"
         return Greeting(
             cluster_id=host.cluster_id or _ZERO_ID,
@@ -186,17 +236,50 @@ class Peering:
         )
 
     def admit(self, greeting: Greeting) -> str | None:
-        """Refuse strangers by name: another cluster, another file, an unknown seat."""
+        """
+        Refuse strangers by name: another cluster, another file, a directory without a seat.
+
+        Two nodes of one cluster may have been started with different files. A node without a cluster may come: it is
+        told nothing but who the members are.
+        """
         host = self._host
-        if greeting.node_id == host.node_id:
-            return f"node id {greeting.node_id} is this node's own: two nodes were started with the same id"
-        if host.members.member(greeting.node_id) is None:
-            return f"node id {greeting.node_id} is no member of this cluster"
-        if greeting.birth_id != host.settings.configuration.birth_id():
-            return "its configuration lists other members (replica_endpoints or [consensus] endpoints differ)"
-        if host.cluster_id and greeting.cluster_id not in {_ZERO_ID, host.cluster_id}:
-            return f"it belongs to cluster {greeting.cluster_id.hex()}, this node to {host.cluster_id.hex()}"
+        peer, theirs = greeting.node_id, greeting.cluster_id
+        if peer == host.node_id:
+            return f"node id {peer} is this node's own: two nodes were started with the same id"
+        if host.removed:
+            return "this node was removed from the cluster"
+        if not any(theirs):
+            return None if host.cluster_id else self._unborn_flaw(greeting)
+        if host.cluster_id is None:
+            return None
+        if theirs != host.cluster_id:
+            return f"it belongs to cluster {theirs.hex()}, this node to {host.cluster_id.hex()}"
+        seat = (peer, greeting.incarnation)
+        if seat in self._gone or (not self._holds_seat(*seat) and self._is_current(peer)):
+            return (
+                f"incarnation {greeting.incarnation:016x} of node {peer} holds no seat in this cluster: it was "
+                "removed or replaced; remove its data directory and let it join anew"
+            )
         return None
+
+    def _unborn_flaw(self, greeting: Greeting) -> str | None:
+        """Why two nodes without a cluster may not form one."""
+        configuration = self._host.settings.configuration
+        if configuration.member(greeting.node_id) is None:
+            return f"node id {greeting.node_id} is no member of this cluster"
+        if greeting.birth_id != configuration.birth_id():
+            return "its configuration lists other members (replica_endpoints or [consensus] endpoints differ)"
+        return None
+
+    def _is_current(self, peer: NodeId) -> bool:
+        """
+        Whether this node would know if a peer had a seat: it hears a leader, and that is not the peer itself.
+
+        Otherwise the peer may be newer than all this node has heard of, and even lead.
+        """
+        host = self._host
+        heard = host.contact_age_s() < host.settings.timings.election_timeout_s
+        return bool(self._committed[0]) and not self.joining and heard and host.leader not in (None, peer)
 
     def link_up(self, peer: NodeId, greeting: Greeting) -> None:
         """Our link to a peer stands: tell it about us, and send again what may have been lost."""
@@ -204,6 +287,9 @@ class Peering:
         host.contacts.greetings[peer] = greeting
         host.contacts.incarnations[peer] = greeting.incarnation
         self._send_report(peer)
+        self._send_members(peer)
+        if host.machine is None:
+            self.consider_birth()
         if host.machine is not None:
             host.feed(PeerReset(peer, reachable=True))
             host.proposals.link_restored(peer)
@@ -224,17 +310,43 @@ class Peering:
         if not host.speaks:
             return
         try:
+            seated = self._holds_seat(peer, incarnation)
+            if seated:
+                host.contacts.heard_seat(peer, host.clock())
             if kind == frames.REPORT:
-                host.contacts.heard(peer, host.clock())
-                host.contacts.incarnations[peer] = incarnation
-                host.contacts.reports[peer] = frames.decode_report(payload)
-                if host.machine is None:
-                    self.consider_birth()
-            elif host.machine is not None and self._holds_seat(peer, incarnation):
-                host.contacts.heard(peer, host.clock())
+                self._report_received(peer, incarnation, frames.decode_report(payload))
+            elif kind == frames.MEMBERS:
+                self._members_received(frames.decode_members(payload))
+            elif host.machine is not None and seated:
                 self._dispatch(peer, kind, payload)
+            elif host.machine is not None and kind == frames.MACHINE and (peer, incarnation) not in self._gone:
+                host.message_received(peer, payload, seated=False)
         except RemoteError as error:
             self._logger.warning("peer sent what this release cannot read", peer=peer, kind=kind, error=str(error))
+
+    def _report_received(self, peer: NodeId, incarnation: Incarnation, report: frames.Report) -> None:
+        contacts = self._host.contacts
+        if peer not in contacts.reports and len(contacts.reports) >= REPORTS_MAX:
+            return
+        contacts.incarnations[peer] = incarnation
+        contacts.reports[peer] = report
+        if self._host.machine is None:
+            self.consider_birth()
+
+    def _members_received(self, members: frames.Members) -> None:
+        """A peer tells a committed configuration: it may name this directory, or others that this node must reach."""
+        host = self._host
+        if host.cluster_id is not None and members.cluster_id != host.cluster_id:
+            return
+        newest = max(self._committed[0], self.learned.index if self.learned is not None else 0)
+        if members.index <= newest:
+            return
+        self.learned = members
+        if host.machine is None:
+            self.consider_birth()
+        else:
+            self._look_for_own_seat(members.index, members.configuration)
+        self._follow(host.clock())
 
     def _holds_seat(self, peer: NodeId, incarnation: Incarnation) -> bool:
         member = self._host.members.member(peer)
@@ -256,6 +368,10 @@ class Peering:
             host.snapshots.offer_received(peer, payload)
         elif kind == frames.SNAPSHOT_DONE and host.snapshots is not None:
             host.snapshots.done_received(peer, payload)
+        elif kind == frames.ADMIN:
+            host.membership.request_received(peer, payload)
+        elif kind == frames.ADMIN_REPLY:
+            host.membership.reply_received(payload)
         else:
             msg = f"unknown frame kind {kind}"
             raise RemoteError(msg)
@@ -267,16 +383,101 @@ class Peering:
             return _no_stream()
         return snapshots.serve(peer, request)
 
-    # --- reports ---
-
     def tick(self, now: float) -> None:
-        """Called a few times a second: report when it is time, record who holds which seat."""
+        """Called a few times a second: report when it is time, follow the configuration."""
         host = self._host
+        if host.removed:
+            return
         interval = host.settings.health_check_interval_s if host.machine is not None else UNBORN_REPORT_S
         if now - self._last_report >= interval:
             self.send_reports()
-        if host.may_serve:
-            self._record_incarnations()
+        if host.machine is not None:
+            self._look_at_committed(host.machine, now)
+        if not host.removed:
+            self._follow(now)
+
+    # --- following the configuration ---
+
+    def started(self, configurations: Sequence[tuple[Index, Configuration]]) -> None:
+        """There is a machine now, on a log with these configurations."""
+        self._seated_at = max((at for at, found in configurations if self._seats_self(found)), default=0)
+
+    def _seats_self(self, configuration: Configuration) -> bool:
+        """Whether this directory has a seat; one that joins counts only what is recorded for it by name."""
+        member = configuration.member(self._host.node_id)
+        if member is None:
+            return False
+        return member.incarnation == self._incarnation or (not member.incarnation and not self.joining)
+
+    def _look_at_committed(self, machine: Machine, now: float) -> None:
+        """Notice a configuration that became committed: tell it on, and part from those it does not name."""
+        index, configuration = machine.configuration_at(machine.commit_index)
+        before = self._committed[1]
+        if index == self._committed[0]:
+            return
+        self._committed = (index, configuration)
+        self.changes_total += 1
+        if self.learned is not None and self.learned.index <= index:
+            self.learned = None
+        for member in before.members:
+            after = configuration.member(member.node_id)
+            if member.incarnation and (after is None or after.incarnation not in (0, member.incarnation)):
+                self._gone.append((member.node_id, member.incarnation))
+            if after is None and member.node_id != self._host.node_id:
+                self._parting[member.node_id] = (member.peer_endpoint, now + PARTING_S)
+        self._look_for_own_seat(index, configuration)
+        for peer in self._host.contacts.greetings:
+            self._send_members(peer)
+
+    def _look_for_own_seat(self, index: Index, configuration: Configuration) -> None:
+        """
+        In a committed configuration: arrive, or find out that this directory was removed.
+
+        A restarted node replays configurations that are older than its seat; they say nothing.
+        """
+        if self._seats_self(configuration):
+            self._seated_at = max(self._seated_at, index)
+            if self.joining and self._committed[0] >= index:
+                self.joining = False
+                self._host.arrived()
+        elif not self.joining and index >= self._seated_at and not self._host.removed:
+            self._host.leave()
+            if self._links is not None:
+                self._links.set_peers({})
+
+    def _follow(self, now: float) -> None:
+        """Have links to the members in force, and to whom this node must still or may soon talk."""
+        host = self._host
+        if self._links is None or host.removed:
+            return
+        configurations = [host.members]
+        if host.machine is None or self.joining:
+            configurations.append(host.settings.configuration)
+        if self.learned is not None:
+            configurations.append(self.learned.configuration)
+        self._parting = {peer: parting for peer, parting in self._parting.items() if now < parting[1]}
+        peers = {peer: endpoint for peer, (endpoint, _) in self._parting.items()}
+        for configuration in reversed(configurations):
+            peers |= {member.node_id: member.peer_endpoint for member in configuration.members}
+        peers.pop(host.node_id, None)
+        if peers != self._peers:
+            if self._peers is not None or peers != self._file_peers():
+                self._links.set_peers(peers)
+            self._peers = peers
+            host.contacts.keep([*peers, *host.contacts.greetings])
+
+    def _file_peers(self) -> dict[NodeId, str]:
+        members = self._host.settings.configuration.members
+        return {member.node_id: member.peer_endpoint for member in members if member.node_id != self._host.node_id}
+
+    def _send_members(self, peer: NodeId) -> None:
+        host = self._host
+        index, configuration = self._committed
+        if index and host.cluster_id is not None:
+            members = frames.Members(host.cluster_id, index, configuration)
+            host.send(peer, frames.MEMBERS, frames.encode_members(members))
+
+    # --- reports ---
 
     def send_reports(self) -> None:
         """Tell every linked peer about this node."""
@@ -300,23 +501,6 @@ class Peering:
             recorded_incarnation=member.incarnation if member else 0,
         )
         host.send(peer, frames.REPORT, frames.encode_report(report))
-
-    def _record_incarnations(self) -> None:
-        """The leader writes into the configuration which data directory holds each seat (architecture section 3)."""
-        host = self._host
-        machine = host.machine
-        assert machine is not None
-        configuration = machine.configuration
-        if all(member.incarnation for member in configuration.members) or machine.commit_index < self._recorded_at:
-            return
-        recorded = configuration
-        known = {**host.contacts.incarnations, host.node_id: self._incarnation}
-        for member in configuration.members:
-            if not member.incarnation and member.node_id in known:
-                recorded = recorded.with_incarnation(member.node_id, known[member.node_id])
-        if recorded != configuration:
-            host.propose_configuration(recorded)
-            self._recorded_at = machine.last_index
 
 
 async def _no_stream() -> AsyncIterator[bytes]:

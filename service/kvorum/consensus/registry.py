@@ -11,7 +11,7 @@ from kvorum.raft.machine import RaftMachine, RaftSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvorum.core.ids import Index, NodeId
+    from kvorum.core.ids import Incarnation, Index, NodeId
     from kvorum.core.machine import Machine
     from kvorum.core.ports import Log, RecoveredLog
 
@@ -27,14 +27,21 @@ class AlgorithmSettings:
 
 
 def _raft(
-    node_id: NodeId, recovered: RecoveredLog, log: Log, settings: AlgorithmSettings, *, applied: Index, now: float
+    node_id: NodeId,
+    recovered: RecoveredLog,
+    log: Log,
+    settings: AlgorithmSettings,
+    *,
+    applied: Index,
+    now: float,
+    incarnation: Incarnation,
 ) -> Machine:
     raft_settings = RaftSettings(
         election_timeout_s=settings.election_timeout_s,
         heartbeat_s=settings.heartbeat_s,
         max_batch_entries=settings.max_batch_entries,
     )
-    return RaftMachine(node_id, recovered, log, raft_settings, applied_index=applied, now=now)
+    return RaftMachine(node_id, recovered, log, raft_settings, applied_index=applied, now=now, incarnation=incarnation)
 
 
 ALGORITHMS: Final[dict[str, Callable[..., Machine]]] = {"raft": _raft}
@@ -49,6 +56,7 @@ def build_machine(
     *,
     applied_index: Index,
     now: float,
+    incarnation: Incarnation = 0,
 ) -> Machine:
     """
     Build the machine that the configuration names.
@@ -61,4 +69,4 @@ def build_machine(
         known = ", ".join(sorted(ALGORITHMS))
         msg = f"[consensus] algorithm = {algorithm!r}: this release has {known}"
         raise StartupError(msg)
-    return factory(node_id, recovered, log, settings, applied=applied_index, now=now)
+    return factory(node_id, recovered, log, settings, applied=applied_index, now=now, incarnation=incarnation)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvorum.consensus.contacts import Contacts
+    from kvorum.consensus.peering import Peering
     from kvorum.consensus.settings import ManagerSettings
     from kvorum.core.cluster import Configuration
     from kvorum.core.ids import Index, NodeId, Term
@@ -28,7 +29,11 @@ class Reporting:
     contacts: Contacts
     has_space: bool
     log_hangs: bool
+    removed: bool
     leader_heard: float
+    installing: bool
+    peering: Peering
+    _started: float
     _state: StateMachine
     _stopping: bool
     _leaving: bool
@@ -38,43 +43,45 @@ class Reporting:
 
     @property
     def term(self) -> Term:
-        """Current term."""
-        raise NotImplementedError
+        """Current term; 0 before birth."""
+        return self.machine.term if self.machine else 0
+
+    @property
+    def speaks(self) -> bool:
+        """False while the log cannot be written: this node is then silent and deaf, like a paused one."""
+        return self.has_space and not self.log_hangs and not self.installing and not self.removed
 
     @property
     def leader(self) -> NodeId | None:
-        """Known leader."""
-        raise NotImplementedError
+        """Known leader of the current term, or None; None also while this node may not speak (disk full)."""
+        return self.machine.leader if self.machine and self.speaks else None
 
     @property
     def is_leader(self) -> bool:
         """Whether this node leads, as far as it knows."""
-        raise NotImplementedError
+        return self.machine is not None and self.machine.role == Role.LEADER and self.speaks
 
     @property
     def may_serve(self) -> bool:
         """This node leads, its no-op has committed, and it shows it."""
-        raise NotImplementedError
-
-    @property
-    def speaks(self) -> bool:
-        """False while the log cannot be written."""
-        raise NotImplementedError
+        return self.is_leader and self.machine is not None and self.machine.may_serve
 
     @property
     def applied_index(self) -> Index:
         """What reads on this node show."""
-        raise NotImplementedError
+        return self._state.applied_index
 
     @property
     def uptime_s(self) -> float:
-        """Age of this manager."""
-        raise NotImplementedError
+        """Age of this manager, in practice of the process."""
+        return self.clock() - self._started
 
     @property
     def members(self) -> Configuration:
         """Configuration in force."""
-        raise NotImplementedError
+        if self.machine is not None and self.machine.configuration.members:
+            return self.machine.configuration
+        return self.peering.learned.configuration if self.peering.learned else self.settings.configuration
 
     def contact_age_s(self) -> float:
         """
@@ -88,6 +95,24 @@ class Reporting:
             return now - self.leader_heard
         age = self.contacts.quorum_age_s(self.members, now)
         return 0.0 if age < self.settings.timings.election_timeout_s else age
+
+    def gone(self) -> Refusal:
+        """What a node answers that stops, or that the cluster removed."""
+        if self.removed:
+            return Refusal(ErrorCode.UNAVAILABLE, "this node was removed from the cluster; use another one")
+        return Refusal(ErrorCode.UNAVAILABLE, "this node is shutting down; use another one")
+
+    @property
+    def standing(self) -> str:
+        """What this node is to the cluster: unborn, joining, learner, voter or removed."""
+        if self.removed:
+            return "removed"
+        if self.machine is None:
+            return "unborn"
+        member = self.machine.configuration.member(self.node_id)
+        if member is None:
+            return "joining"
+        return "voter" if member.voter else "learner"
 
     def unavailable(self, why: str) -> Refusal:
         """An UNAVAILABLE refusal that carries the leader, if one is known."""
@@ -144,11 +169,11 @@ class Reporting:
             self.may_serve if self.is_leader else self.leader is not None and self._caught_up()
         )
         return [
-            ("member", machine is not None and member is not None and member.voter),
+            ("member", machine is not None and not self.removed and member is not None and member.voter),
             ("leader", self._knows_live_leader()),
             ("caught_up", caught_up),
             ("log_writable", self.speaks),
-            ("serving", not (self._stopping or self._leaving)),
+            ("serving", not (self._stopping or self._leaving or self.removed)),
         ]
 
     def apply_lag(self) -> int:

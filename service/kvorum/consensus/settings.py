@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from kvorum.core.ports import Log, PeerLinks, StagingArea, StateMachine
 
 
+def _unmarked(*_: object) -> None:
+    """What keeps no marks in a data directory: a cluster of one, and tests."""
+
+
 @dataclass(frozen=True, slots=True)
 class ManagerSettings:
     """What the ConsensusManager takes from the configuration, in seconds and counts."""
@@ -67,5 +71,11 @@ class Surroundings:
     on_refused: Callable[[StartupError], None]
     """This node may not join; the process must end with this message."""
     logger: structlog.typing.FilteringBoundLogger
+    joining: bool = False
+    """The data directory came to a cluster that was there, and has not shown its own seat yet."""
+    on_joining: Callable[[bool], None] = _unmarked
+    """Writes that mark into the data directory, or takes it away; called before ``on_born``."""
+    on_removed: Callable[[], None] = _unmarked
+    """Writes into the data directory that the cluster removed it for good."""
     staging: StagingArea | None = None
     """Where an incoming snapshot becomes the next store; without it a node neither sends nor takes snapshots."""

@@ -278,6 +278,14 @@ class Machine(Protocol):
         """Inverse of `encode`. Raises `core.errors.RemoteError` on anything it would not have written."""
         ...
 
+    def counts_sender(self, message: Any) -> bool:
+        """
+        Whether a message lets its sender count as a member: votes and acknowledgements do, requests do not.
+
+        Requests are heard from nodes outside the configuration too, which may merely be old (dissertation 4.2.2).
+        """
+        ...
+
     @property
     def base_index(self) -> Index:
         """Index before the first entry of the log."""
