@@ -40,31 +40,27 @@ class MemberCommand:
         if node_id is not None:
             arguments["node_id"] = node_id
         document = self._post("/admin/members/add", arguments)
-        added = document.get("node_id", node_id)
+        added = document["node_id"]
         self._done(
             document,
-            f"node {added} at {endpoint} is a learner: it gets every entry and counts for nothing yet",
-            f"start it if it does not run (kvorum serve --node-id {added}, an empty data directory, a file that lists "
-            f"all members with it); then: kvorum member promote {added}",
+            f"start it with an empty data directory: kvorum serve -n {added}, with a file that lists all members "
+            "and it; it becomes a voter by itself once it has caught up (kvorum member list)",
         )
 
-    def promote(self, node_id: int) -> NoReturn:
-        """Make a learner that has caught up a voter."""
-        document = self._post("/admin/members/promote", {"node_id": node_id})
-        self._done(document, f"node {node_id} is a voter", None)
+    def promote(self, node_id: int, *, force: bool) -> NoReturn:
+        """Make a learner a voter now, without waiting until the leader does."""
+        self._done(self._post("/admin/members/promote", {"node_id": node_id, "force": force}), None)
 
-    def remove(self, node_id: int) -> NoReturn:
+    def remove(self, node_id: int, *, force: bool) -> NoReturn:
         """Take a node out for good."""
-        document = self._post("/admin/members/remove", {"node_id": node_id})
+        document = self._post("/admin/members/remove", {"node_id": node_id, "force": force})
         self._done(
-            document,
-            f"node {node_id} is no member any more; its data directory never serves again under this id",
-            "stop its process and remove its data directory",
+            document, "stop its process and remove its data directory, which never serves again under its old id"
         )
 
-    def replace(self, node_id: int, endpoint: str | None, peer_endpoint: str | None) -> NoReturn:
+    def replace(self, node_id: int, endpoint: str | None, peer_endpoint: str | None, *, force: bool) -> NoReturn:
         """Give the seat of a node to an empty data directory."""
-        arguments: dict[str, object] = {"node_id": node_id}
+        arguments: dict[str, object] = {"node_id": node_id, "force": force}
         if endpoint is not None:
             arguments["client_endpoint"] = _endpoint(endpoint)
         if peer_endpoint is not None:
@@ -72,8 +68,8 @@ class MemberCommand:
         document = self._post("/admin/members/replace", arguments)
         self._done(
             document,
-            f"the seat of node {node_id} waits for a new data directory",
-            f"start the node with an empty data directory; once it has caught up: kvorum member promote {node_id}",
+            f"start node {node_id} with an empty data directory; it becomes a voter by itself once it has caught up "
+            "(kvorum member list)",
         )
 
     def show_leader(self) -> NoReturn:
@@ -91,8 +87,7 @@ class MemberCommand:
 
     def move_leader(self, node_id: int | None) -> NoReturn:
         """Hand leadership over."""
-        document = self._post("/admin/leader/move", {} if node_id is None else {"node_id": node_id})
-        self._done(document, f"node {document.get('leader_id')} leads", None)
+        self._done(self._post("/admin/leader/move", {} if node_id is None else {"node_id": node_id}), None)
 
     # --- asking and telling ---
 
@@ -110,11 +105,11 @@ class MemberCommand:
         except KeyboardInterrupt:
             fail("interrupted; the change may happen all the same: look with kvorum member list", 130)
 
-    def _done(self, document: Mapping[str, object], text: str, next_step: str | None) -> NoReturn:
+    def _done(self, document: Mapping[str, object], next_step: str | None) -> NoReturn:
         if self._output is OutputFormat.JSON:
             print_json(document)
         else:
-            print(text)
+            print(document["text"])
             if next_step is not None:
                 print(f"next: {next_step}")
         raise SystemExit(0)

@@ -19,6 +19,9 @@ Wait = Annotated[float, typer.Option("--timeout", help="Seconds the change may t
 PeerEndpoint = Annotated[
     str | None, typer.Option("--peer-endpoint", help="Where peers reach it, host:port; default client port - 2000.")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Do it although too few voters answer, or the node is up or far behind.")
+]
 File = Annotated[Path, typer.Argument(help="The snapshot file.")]
 
 
@@ -47,7 +50,7 @@ def add_member(
     timeout: Wait = 30.0,
     output: Output = OutputFormat.TEXT,
 ) -> None:
-    """Take in a node as a learner: it gets every entry but does not vote until it is promoted."""
+    """Take in a node as a learner: it gets every entry, and a vote once it has caught up."""
     from kvorum.cli.members import MemberCommand
 
     MemberCommand(endpoints, http_endpoints, timeout, output).add(endpoint, peer_endpoint, node_id)
@@ -57,21 +60,23 @@ def add_member(
 def promote_member(
     *,
     node_id: NodeId,
+    force: Force = False,
     endpoints: Endpoints = LOCALHOST,
     http_endpoints: HttpEndpoints = None,
     timeout: Wait = 30.0,
     output: Output = OutputFormat.TEXT,
 ) -> None:
-    """Make a learner that has caught up a voter."""
+    """Make a learner a voter at once; the leader does so by itself when the learner has caught up."""
     from kvorum.cli.members import MemberCommand
 
-    MemberCommand(endpoints, http_endpoints, timeout, output).promote(node_id)
+    MemberCommand(endpoints, http_endpoints, timeout, output).promote(node_id, force=force)
 
 
 @member.command("remove")
 def remove_member(
     *,
     node_id: NodeId,
+    force: Force = False,
     endpoints: Endpoints = LOCALHOST,
     http_endpoints: HttpEndpoints = None,
     timeout: Wait = 30.0,
@@ -80,7 +85,7 @@ def remove_member(
     """Take a node out for good, dead or alive; its data directory never serves under this id again."""
     from kvorum.cli.members import MemberCommand
 
-    MemberCommand(endpoints, http_endpoints, timeout, output).remove(node_id)
+    MemberCommand(endpoints, http_endpoints, timeout, output).remove(node_id, force=force)
 
 
 @member.command("replace")
@@ -91,6 +96,7 @@ def replace_member(
         str | None, typer.Option("--endpoint", help="New client endpoint, host:port; default the present one.")
     ] = None,
     peer_endpoint: PeerEndpoint = None,
+    force: Force = False,
     endpoints: Endpoints = LOCALHOST,
     http_endpoints: HttpEndpoints = None,
     timeout: Wait = 30.0,
@@ -99,7 +105,7 @@ def replace_member(
     """Give the seat of a node whose disk is lost to an empty data directory; it comes back as a learner."""
     from kvorum.cli.members import MemberCommand
 
-    MemberCommand(endpoints, http_endpoints, timeout, output).replace(node_id, endpoint, peer_endpoint)
+    MemberCommand(endpoints, http_endpoints, timeout, output).replace(node_id, endpoint, peer_endpoint, force=force)
 
 
 @leader.command("show")
