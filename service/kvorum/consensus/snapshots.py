@@ -399,7 +399,9 @@ class Snapshots:
         self.installed_total += 1
         self._logger.info("snapshot installed", index=manifest.index, term=manifest.term)
         entry = manifest.configuration
-        host.feed(SnapshotInstalled(manifest.index, manifest.term, entry.index, manifest.members))
+        host.feed(
+            SnapshotInstalled(manifest.index, manifest.term, entry.index, manifest.members, time_ms=manifest.time_ms)
+        )
         host.snapshot_installed(manifest)
 
     async def stop(self) -> None:

@@ -292,16 +292,6 @@ class Machine(Protocol):
         ...
 
     @property
-    def hard_state(self) -> HardState:
-        """Term and vote as they stand, durable or not: what `Log.reset` writes when a snapshot is installed."""
-        ...
-
-    @property
-    def ticket(self) -> Ticket:
-        """Last ticket issued; the reset of an install goes under it, when it is durable and before the next event."""
-        ...
-
-    @property
     def transferring_to(self) -> NodeId | None:
         """Whom this leader hands over to; it must be given no proposals meanwhile."""
         ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kvorum.core.entries import HardState
 from kvorum.core.errors import LocalError
 from kvorum.core.machine import (
     AppliedUpTo,
@@ -47,7 +46,7 @@ from kvorum.raft.state import RaftState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvorum.core.ids import Incarnation, Index, NodeId, Term, Ticket
+    from kvorum.core.ids import Incarnation, Index, NodeId, Term
     from kvorum.core.machine import Effect, Event
     from kvorum.core.ports import RecoveredLog
     from kvorum.raft.log_view import EntryReader
@@ -252,16 +251,6 @@ class RaftMachine(RaftState):
     def base_index(self) -> Index:
         """Index before the first entry of the log."""
         return self.log.base_index
-
-    @property
-    def hard_state(self) -> HardState:
-        """Term and vote as they stand, durable or not: what `Log.reset` writes when a snapshot is installed."""
-        return HardState(self.term, self.voted_for)
-
-    @property
-    def ticket(self) -> Ticket:
-        """Last ticket issued; the reset of an install goes under it, when it is durable and before the next event."""
-        return self.durability.ticket
 
     @property
     def transferring_to(self) -> NodeId | None:

@@ -449,7 +449,7 @@ class World:
         assert len(node.applied) <= snapshot.index, "the state would go back"
         assert node.applied == snapshot.applied[: len(node.applied)], "a snapshot of another history"
         node.disk.reset(
-            node.core.hard_state,
+            HardState(node.core.term, node.core.voted_for),
             (snapshot.index, snapshot.term),
             (snapshot.configuration_index, snapshot.configuration),
         )

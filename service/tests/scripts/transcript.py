@@ -4,7 +4,7 @@ Protocol transcripts: commands, and below each the full trace of what they cause
 A file is a sequence of blocks: comment lines, command lines, a line ``----``, the trace, an empty line. Commands:
 
     cluster VOTERS [learners=N] [timeout_ms=N] [heartbeat_ms=N] [in_flight=N] [batch=N]   a new world, all nodes up
-                                             [directories=N]: node 0 holds its seat with directory N, node 1 with N+1 ...
+                                             [directories=N]: node 0 holds its seat with directory N, node 1 with N+1
     preset NODE term=N [vote=N] log=T,T,T    restart with a log of these terms from index 2 on (1 is the configuration)
     tick NODES MS                            let time pass in steps of 20 ms; NODES is `all` or `0,2`
     persist NODES [COUNT]                    finish disk writes, oldest first

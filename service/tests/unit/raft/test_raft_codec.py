@@ -16,12 +16,14 @@ from kvorum.raft.messages import (
     Heartbeat,
     HeartbeatReply,
     RaftMessage,
+    TimeoutNow,
     VoteReply,
     VoteRequest,
 )
 
 number = st.integers(0, NUMBER_MAX)
 small = st.integers(0, 2**40)
+ENTRY_KINDS = (EntryKind.COMMAND, EntryKind.NOOP, EntryKind.CONFIGURATION, EntryKind.MAINTENANCE)
 
 
 @st.composite
@@ -33,7 +35,7 @@ def append_requests(draw: st.DrawFn) -> AppendRequest:
         entries = []
         for position in range(draw(st.integers(1, 5))):
             entry_term += draw(st.integers(0, 3))
-            kind = draw(st.sampled_from((EntryKind.COMMAND, EntryKind.NOOP, EntryKind.CONFIGURATION)))
+            kind = draw(st.sampled_from(ENTRY_KINDS))
             payload = draw(st.binary(max_size=40))
             entries.append(Entry.create(prev_index + 1 + position, entry_term, kind, draw(small), payload))
         batch = EntryBatch(entries)
@@ -42,13 +44,14 @@ def append_requests(draw: st.DrawFn) -> AppendRequest:
 
 
 messages = st.one_of(
-    st.builds(VoteRequest, number, number, number, prevote=st.booleans()),
+    st.builds(VoteRequest, number, number, number, prevote=st.booleans(), transfer=st.booleans()),
     st.builds(VoteReply, number, prevote=st.booleans(), granted=st.booleans()),
     append_requests(),
     st.builds(AppendReply, number, number, number, rejected=st.booleans(), hint_index=number, hint_term=number),
     st.builds(Heartbeat, number, number, number),
     st.builds(HeartbeatReply, number, number, number),
     st.builds(CommitNotice, number, number),
+    st.builds(TimeoutNow, number),
 )
 
 

@@ -75,3 +75,17 @@ def test_report_of_an_unknown_ticket_is_a_defect() -> None:
     """A disk cannot have written what nobody asked for."""
     with pytest.raises(AssertionError, match="never issued"):
         Durability(0).report(1)
+
+
+def test_writes_under_way_vouch_for_nothing_behind_an_installed_snapshot() -> None:
+    """The log was replaced: late reports of earlier tickets are no news, new tickets count up as before."""
+    durability = Durability(5)
+    durability.issue(9)
+    durability.hard_state_ticket = durability.issue(None)
+
+    durability.installed(7)
+    durability.report(2)
+
+    assert (7, 0) == (durability.index, durability.hard_state_ticket)
+    assert durability.issue(8) == 3
+    assert durability.ticket_of(8) == 3

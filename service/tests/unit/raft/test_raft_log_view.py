@@ -140,3 +140,36 @@ def test_view_above_a_base_knows_the_base_term_only() -> None:
 
     assert [UNKNOWN_TERM, 3, 3, 4, UNKNOWN_TERM] == [view.term_at(index) for index in (9, 10, 11, 12, 13)]
     assert view.last_at_most(12, 2) == 10
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=30).map(sorted),
+    st.lists(st.integers(1, 4), max_size=10).map(sorted),
+    st.data(),
+)
+def test_cut_log_answers_like_the_whole_one_from_its_base_on(
+    recovered: list[int], appended: list[int], data: st.DataObject
+) -> None:
+    """Terms, reads and appends behind the base do not notice what is gone."""
+    view, disk = recovered_view(recovered, bytes_max=300)
+    terms = list(recovered)
+    for term in appended:
+        terms.append(max(term, terms[-1]))
+        disk.entries.append(entry(len(terms), terms[-1]))
+        view.append(disk.entries[-1:], RECORD_BYTES, len(terms))
+    for _ in range(3):
+        index = data.draw(st.integers(view.base_index, view.last_index))
+        view.cut(index)
+        assert (index, terms[index - 1] if index else 0) == (view.base_index, view.base_term)
+        assert [terms[at - 1] for at in range(max(index, 1), len(terms) + 1)] == [
+            view.term_at(at) for at in range(max(index, 1), len(terms) + 1)
+        ]
+        assert view.term_at(index - 1) == UNKNOWN_TERM
+        for at in range(index + 1, len(terms) + 1):
+            assert view.slice(at, at, 1, 1)[0] == disk.entries[at - 1]
+            assert view.last_at_most(at, terms[at - 1]) == at
+        terms.append(terms[-1])
+        disk.entries.append(entry(len(terms), terms[-1]))
+        view.append(disk.entries[-1:], RECORD_BYTES, len(terms))
+    assert (len(terms), terms[-1]) == (view.last_index, view.last_term)

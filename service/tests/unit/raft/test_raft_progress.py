@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from kvorum.core.limits import INFLIGHT_BYTES_MAX
-from kvorum.raft.progress import PROBE, REPLICATE, Progress
+from kvorum.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
 
 
 def replicating(match: int = 10, messages_max: int = 4) -> Progress:
@@ -111,3 +111,17 @@ def test_follower_that_forgot_what_it_verified_is_stuck_too() -> None:
     assert not progress.is_stuck(10, 0.0, 0.3)
     assert not progress.is_stuck(0, 0.1, 0.3)
     assert progress.is_stuck(0, 0.4, 0.3)
+
+
+def test_follower_that_awaits_a_snapshot_is_sent_nothing() -> None:
+    """No appends, and rejections of earlier ones are stale; an answer to look again leads back to PROBE."""
+    progress = replicating()
+    progress.sent(12, 100)
+
+    progress.await_snapshot()
+
+    assert (SNAPSHOT, 0, 0) == (progress.state, progress.in_flight, progress.in_flight_bytes)
+    assert not progress.may_send
+    assert progress.is_stale_rejection(12)
+    progress.probe_from(31)
+    assert (PROBE, 31) == (progress.state, progress.next)
