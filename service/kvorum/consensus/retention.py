@@ -119,10 +119,6 @@ class Host(Protocol):
         """Monotonic seconds."""
         ...
 
-    def room(self) -> int:
-        """How many more entries the leader may append now."""
-        ...
-
     def propose_maintenance(self, maintenance: Maintenance) -> None:
         """Append a maintenance entry as the leader."""
         ...
@@ -194,10 +190,12 @@ class Retention:
 
         Args:
             now: Monotonic seconds.
-            busy: The storage engine is behind, so that sweeping would only add to it.
+            busy: The storage engine is behind: sweeping would only add to it. Nothing else keeps maintenance from
+                being proposed: under a load that always fills the log it must go on all the same.
         """
-        if not busy:
-            self._sweep()
+        if busy:
+            return
+        self._sweep()
         if now < self._next_look:
             return
         self._next_look = now + LOOK_S
@@ -245,7 +243,7 @@ class Retention:
         resized = state.sessions_count > 0 and (
             state.sessions_max != settings.sessions_max or state.sessions_count > settings.sessions_max
         )
-        if not (moves or idle or resized) or host.room() <= 0:
+        if not (moves or idle or resized):
             return
         if moves:
             self._next_move = now + max(LOOK_S, settings.retention_s / SAMPLES_PER_WINDOW)

@@ -23,7 +23,6 @@ class Leader:
         self.wall_ms = 1_700_000_000_000
         self.term = 1
         self.may_serve = True
-        self.free = 10
         self.proposals = []
         self.flushes = 0
         self.state = KvStoreExecutor(MemoryEngine())
@@ -35,9 +34,6 @@ class Leader:
 
     def clock(self):
         return self.now
-
-    def room(self):
-        return self.free
 
     def propose_maintenance(self, maintenance):
         self.proposals.append(maintenance)
@@ -126,20 +122,6 @@ def test_follower_proposes_nothing():
     leader.sleep(3 * WINDOW_S)
 
     assert [] == leader.proposals
-
-
-def test_leader_without_room_waits():
-    """Maintenance never pushes clients' writes aside."""
-    leader = Leader()
-    leader.free = 0
-    leader.write()
-    leader.sleep(3 * WINDOW_S)
-    assert [] == leader.proposals
-
-    leader.free = 1
-    leader.sleep(2)
-
-    assert 1 == len(leader.proposals)
 
 
 def test_maintenance_is_rare_however_much_is_written():
