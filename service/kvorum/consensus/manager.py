@@ -131,6 +131,14 @@ class ConsensusManager(Reporting):
             self, around.loop, around.logger, standalone=around.links is None, first_number=own_numbers
         )
         self.reads = Reads(self, leader_wait_s=settings.leader_wait_s, first_request=own_numbers)
+        self._attach_state(settings, around)
+        self.leader_changes_total = 0
+        self.loop_lag = LatencyHistogram(0.001, 14)
+        self._last_leader: NodeId | None = None
+        self.leader_heard = self._started
+
+    def _attach_state(self, settings: ManagerSettings, around: Surroundings) -> None:
+        """Everything that stands around the state machine: what feeds it, copies it, shortens its log and its past."""
         self.applier = Applier(
             around.state,
             around.loop,
@@ -151,10 +159,6 @@ class ConsensusManager(Reporting):
         self.retention = Retention(
             self, settings.retention, cast("RetainedState", around.state), self.applier.flush_now
         )
-        self.leader_changes_total = 0
-        self.loop_lag = LatencyHistogram(0.001, 14)
-        self._last_leader: NodeId | None = None
-        self.leader_heard = self._started
 
     # --- life ---
 

@@ -24,8 +24,12 @@ MAY_CREATE_TASKS: frozenset[str] = frozenset(
         "client/kvorum_client/pool.py",
         # The owner of the peer links keeps every task of every link and cancels them in `stop`.
         "service/kvorum/peers/tcp.py",
+        # Awaited by whoever starts it or kept until it ends; what it raises ends the process.
+        "service/kvorum/consensus/manager.py",
+        "service/kvorum/consensus/snapshots.py",
         # The virtual-time loop is what tasks run on.
         "service/kvorum_sim/loop.py",
+        "service/kvorum_sim/process.py",
         # A stream keeps the task that makes its items, and cancels it when the connection breaks.
         "service/kvorum_sim/streams.py",
         # The demo runs its writers beside the killing.
