@@ -153,7 +153,7 @@ async def test_planned_stop_of_the_leader_under_load_fails_no_write(make_cluster
 
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_newcomer_that_nobody_added_is_not_born_beside_the_cluster(
-    make_cluster: Callable[..., Cluster], restarted: bool
+    make_cluster: Callable[..., Cluster], *, restarted: bool
 ) -> None:
     """Three empty nodes with a longer file wait to be added, though they are a majority of their own file."""
     cluster = make_cluster(2)
