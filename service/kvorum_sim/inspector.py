@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
 
+    from kvorum.core.cluster import Member
     from kvorum.core.entries import Entry
     from kvorum.core.ids import Index, NodeId, Term
     from kvorum.core.machine import Event, Send
@@ -36,8 +37,12 @@ class Books(Protocol):
 
     probes: Counter[str]
 
-    def shadow(self, node_id: NodeId) -> Shadow | None:
-        """What is durable on a node's disk, whether it runs or not."""
+    def shadows(self, member: Member) -> list[Shadow]:
+        """
+        What is durable on the disk that holds a seat, whether its node runs or not.
+
+        A disk that was lost counts as long as the configuration names it: what it acknowledged was true.
+        """
         ...
 
 
@@ -187,9 +192,9 @@ class Inspector:
         term = machine.log.term_at(upto)
         configuration: Configuration = machine.configuration
         holders = [
-            node_id
-            for node_id in configuration.voters
-            if (shadow := self._books.shadow(node_id)) is not None and shadow.term_at(upto) == term
+            member.node_id
+            for member in configuration.members
+            if member.voter and any(shadow.term_at(upto) == term for shadow in self._books.shadows(member))
         ]
         if len(holders) < configuration.quorum:
             self._violated(

@@ -10,18 +10,24 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from kvorum.consensus.changes import Action, Change
 from kvorum.core.errors import StorageFailedError
 from kvorum.core.machine import TransferAsked
 from kvorum_sim.probes import Probe
+from kvorum_sim.world import seat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from kvorum.consensus.changes import Outcome
     from kvorum.core.ids import NodeId
     from kvorum_sim.process import Process
     from kvorum_sim.world import World
 
     Strike: TypeAlias = Callable[[World], Awaitable[bool]]
+
+CHANGE_S: Final = 25.0
+"""How long a change of the members may take while other things go wrong."""
 
 EIO_WAIT_S: Final = 3.0
 """How long a disk that was told to fail may take to be used."""
@@ -291,6 +297,88 @@ async def _transfer(world: World) -> bool:
     return True
 
 
+async def _lost_disk(world: World) -> bool:
+    """
+    Replace the disk of one node by an empty one; one at a time, until the new one is a voter.
+
+    Until then nothing else may happen to the members, for a second lost disk could be one too many.
+    """
+    process = _victim(world)
+    if process is None or world.changing or len(world.members().voters) < len(world.node_ids):
+        return False
+    world.changing = True
+    try:
+        node_id = process.node_id
+        world.crash(node_id)
+        incarnation = world.wipe(node_id)
+        await asyncio.sleep(world.chance.uniform(0, 1.0))
+        _restart(world, node_id)
+        return await _until(world, lambda: _votes(world, node_id, incarnation))
+    finally:
+        world.changing = False
+
+
+def _votes(world: World, node_id: NodeId, incarnation: int) -> bool:
+    member = world.members().member(node_id)
+    return member is not None and member.voter and member.incarnation == incarnation
+
+
+async def _until(world: World, condition: Callable[[], bool]) -> bool:
+    """Wait as long as a change of members may take while other things go wrong."""
+    end = world.now() + CHANGE_S
+    while not condition() and world.now() < end:  # noqa: ASYNC110 - polls virtual time
+        await asyncio.sleep(0.05)
+    return condition()
+
+
+async def _churn(world: World) -> bool:
+    """Add a node, or remove one, through whichever node is asked."""
+    if world.changing:
+        return False
+    world.changing = True
+    try:
+        count = len(world.node_ids)
+        if count <= 3 or (count < 6 and world.chance.random() < 0.5):
+            node_id = world.add_node()
+            return await _until_made(world, node_id, Action.ADD)
+        leader = world.leader()
+        node_id = world.chance.choice(world.node_ids)
+        if leader is not None and world.chance.random() < 0.4:
+            node_id = leader.node_id
+        return await _until_made(world, node_id, Action.REMOVE)
+    finally:
+        world.changing = False
+
+
+async def _until_made(world: World, node_id: NodeId, action: str) -> bool:
+    """Ask for a change again and again; a removed node is retired, an added one is waited for until it votes."""
+    peer = seat(node_id)
+    change = Change(action, node_id, peer.client_endpoint, peer.peer_endpoint)
+    added = action == Action.ADD
+    outcomes: list[Outcome] = []
+    end = world.now() + CHANGE_S
+    while world.now() < end:
+        asked = [process for process in world.alive if not process.paused and process.consensus.machine is not None]
+        if asked:
+            world.chance.choice(asked).consensus.membership.ask(change, 2.0, outcomes.append)
+        await asyncio.sleep(world.chance.uniform(0.3, 2.2))
+        member = world.members().member(node_id)
+        if (member is not None) == added and (not added or (member is not None and member.voter)):
+            world.probes[Probe.MEMBER_CHANGED] += 1
+            if not added:
+                await asyncio.sleep(world.chance.uniform(0, 0.5))
+                world.retire(node_id)
+            return True
+    return False
+
+
+async def settle_members(world: World) -> None:
+    """Nothing goes wrong any more: finish every change that was begun and not made."""
+    for node_id in world.node_ids:
+        if world.members().member(node_id) is None and not await _until_made(world, node_id, Action.ADD):
+            world.violated(f"a healthy cluster does not take in node {node_id}")
+
+
 KINDS: Final[dict[str, Strike]] = {
     "crash": _crash,
     "power cut": _black_out,
@@ -310,6 +398,8 @@ KINDS: Final[dict[str, Strike]] = {
     "clock jump": _clock_jump,
     "engine stall": _stall,
     "transfer": _transfer,
+    "lost disk": _lost_disk,
+    "churn": _churn,
 }
 
 

@@ -184,6 +184,7 @@ async def _story(world: World, scenario: Scenario) -> str:
     workload.stopping = True
     await _heal(world)
     await asyncio.gather(*clients)
+    await nemesis.settle_members(world)
     await world.until(world.converged, within_s=SETTLED_S, what="all nodes to agree")
     await _final_reads(world, workload)
     _judge(world, workload)

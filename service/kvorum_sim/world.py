@@ -48,6 +48,11 @@ DEADLINE_SLACK_S: Final = 0.5
 """A call may end this much after its deadline (contract section 1.3)."""
 
 
+def seat(node_id: NodeId) -> Member:
+    """A member as a configuration file lists it."""
+    return Member(node_id, f"node-{node_id}:9090", f"node-{node_id}:7090")
+
+
 class World:
     """
     Nodes 0 to ``nodes - 1``, all started empty.
@@ -91,12 +96,19 @@ class World:
         self.refused: set[NodeId] = set()
         """Nodes that do not start, because their log is damaged."""
         self._cuts: Counter[tuple[NodeId, NodeId]] = Counter()
-        self._configuration = Configuration.of(Member(i, f"node-{i}:9090", f"node-{i}:7090") for i in range(nodes))
+        self.changing = False
+        """Somebody changes the members; others wait."""
+        self.gone: set[NodeId] = set()
+        """Nodes that were removed, and do not come back."""
+        first = Configuration.of(seat(i) for i in range(nodes))
+        self._files: dict[NodeId, Configuration] = dict.fromkeys(range(nodes), first)
+        """The members as the configuration file of each node lists them."""
         self._processes: dict[NodeId, Process] = {}
         self._disks: dict[NodeId, Disk] = {}
         for node_id in range(nodes):
             log = LogDisk.drawn(random.Random(f"disk {seed} {node_id}"))
             self._disks[node_id] = Disk(log, MemoryEngine(), self.chance.getrandbits(64) | 1)
+        self._lost: dict[NodeId, list[tuple[int, Shadow]]] = {}
         self._applied: dict[Index, int] = {}
         """CRC of the record every node must apply at an index."""
         self._call_count = 0
@@ -129,9 +141,9 @@ class World:
     # --- nodes ---
 
     @property
-    def node_ids(self) -> range:
-        """All nodes, alive or not."""
-        return range(len(self._disks))
+    def node_ids(self) -> tuple[NodeId, ...]:
+        """All nodes that belong to the cluster or shall, alive or not."""
+        return tuple(sorted(self._disks.keys() - self.gone))
 
     @property
     def alive(self) -> list[Process]:
@@ -163,7 +175,7 @@ class World:
         self.loop.trace(f"start {node_id}")
         process = Process(
             node_id,
-            self._configuration,
+            self._files[node_id],
             self._disks[node_id],
             loop=self.loop,
             network=self.network,
@@ -181,6 +193,37 @@ class World:
             self.probes[Probe.REPLAY] += 1
         process.start()
         return process
+
+    def add_node(self) -> NodeId:
+        """Start a new node on an empty disk; it waits until the cluster takes it in."""
+        node_id = max(self._disks) + 1
+        log = LogDisk.drawn(random.Random(f"disk {self.seed} {node_id}"))
+        self._disks[node_id] = Disk(log, MemoryEngine(), self.chance.getrandbits(64) | 1)
+        self._calls[node_id] = set()
+        self._files[node_id] = Configuration.of(seat(other) for other in self.node_ids)
+        self.start(node_id)
+        return node_id
+
+    def retire(self, node_id: NodeId) -> None:
+        """A removed node goes away for good."""
+        if node_id in self._processes:
+            self.crash(node_id)
+        self.gone.add(node_id)
+
+    def wipe(self, node_id: NodeId) -> int:
+        """The disk of a node that is down is replaced by an empty one; returns its incarnation."""
+        assert node_id not in self._processes, f"node {node_id} runs"
+        disk = self._disks[node_id]
+        self._lost.setdefault(node_id, []).append((disk.incarnation, disk.log.shadow))
+        disk.log.wipe()
+        incarnation = self.chance.getrandbits(64) | 1
+        self._disks[node_id] = Disk(disk.log, MemoryEngine(), incarnation, boots=disk.boots)
+        self.loop.trace(f"wipe {node_id}")
+        return incarnation
+
+    def members(self) -> Configuration:
+        """The newest committed configuration that some node has applied."""
+        return self.inspector.configurations[-1][1]
 
     def crash(self, node_id: NodeId, *, power: bool = False) -> None:
         """
@@ -351,10 +394,12 @@ class World:
 
     # --- process.Witness ---
 
-    def shadow(self, node_id: NodeId) -> Shadow | None:
-        """What is durable on a node's disk."""
-        disk = self._disks.get(node_id)
-        return None if disk is None else disk.log.shadow
+    def shadows(self, member: Member) -> list[Shadow]:
+        """What is, or was until it was lost, durable on the disk that holds a seat."""
+        disk = self._disks.get(member.node_id)
+        kept = [] if disk is None else [(disk.incarnation, disk.log.shadow)]
+        kept += self._lost.get(member.node_id, [])
+        return [shadow for incarnation, shadow in kept if member.incarnation in {0, incarnation}]
 
     def joined(self, process: Process, machine: Machine) -> None:
         """A machine begins to work."""
@@ -441,6 +486,8 @@ class World:
             return False
         machine = leader.consensus.machine
         assert machine is not None
+        if machine.configuration.voters != self.node_ids:
+            return False
         return all(
             process.consensus.term == leader.consensus.term
             and process.executor.applied_index == machine.last_index == machine.commit_index
