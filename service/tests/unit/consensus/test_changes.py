@@ -13,6 +13,7 @@ from kvorum.core.errors import RemoteError
 
 THREE = Configuration.of(Member(i, f"n{i}:9090", f"n{i}:7090", incarnation=i + 10) for i in range(3))
 LEARNER = Member(3, "n3:9090", "n3:7090", voter=False, incarnation=13)
+PROMOTED = replace(LEARNER, voter=True)
 FOUR = Configuration.of([*THREE.members, LEARNER])
 TWO = Configuration(THREE.members[:2])
 ALL = Facts(0, 5000, {1: 5000, 2: 5000, 3: 4500}, frozenset(range(4)))
@@ -53,7 +54,7 @@ def test_plan_of_what_must_not_be_done_says_why(current, change, facts, said):
         (THREE, Change(Action.ADD, 3, "n3:9090", "n3:7090"), ALL, [*THREE.members, replace(LEARNER, incarnation=0)]),
         (THREE, Change(Action.ADD, None, "n3:9090", "n3:7090"), ALL, [*THREE.members, replace(LEARNER, incarnation=0)]),
         (FOUR, Change(Action.PROMOTE, 3), ALL, [*THREE.members, replace(LEARNER, voter=True)]),
-        (FOUR, Change(Action.PROMOTE, 3, force=True), Facts(0, 10**6, {}), [*THREE.members, replace(LEARNER, voter=True)]),
+        (FOUR, Change(Action.PROMOTE, 3, force=True), Facts(0, 9999, {}), [*TWO.members, THREE.members[2], PROMOTED]),
         (THREE, Change(Action.REMOVE, 2), TWO_UP, TWO.members),
         (THREE, Change(Action.REMOVE, 1, force=True), Facts(0, 0, {}), [THREE.members[0], THREE.members[2]]),
         (FOUR, Change(Action.REMOVE, 3), TWO_UP, THREE.members),
