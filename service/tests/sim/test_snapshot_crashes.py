@@ -25,7 +25,7 @@ def settled(world: World, node_id: int) -> bool:
     return process.executor.applied_index >= leader.executor.applied_index - 5
 
 
-async def fill(world: World, writes: int, clients: int = 8) -> None:
+async def fill(world: World, writes: int, clients: int = 8, padding: bytes = b"") -> None:
     """Write through the leader, several calls at a time."""
 
     async def write(client: int) -> None:
@@ -34,7 +34,7 @@ async def fill(world: World, writes: int, clients: int = 8) -> None:
             if leader is None:
                 await asyncio.sleep(0.05)
                 continue
-            await world.set(client, leader.node_id, b"%d/%d" % (client, number % 50), b"%d" % number)
+            await world.set(client, leader.node_id, b"%d/%d" % (client, number % 50), b"%d" % number + padding)
 
     await asyncio.gather(*(write(client) for client in range(clients)))
 
@@ -139,6 +139,32 @@ def test_leader_dying_while_it_sends_a_snapshot_leaves_the_others_to_go_on(seed:
         await fill(world, 60)
         world.start(leader.node_id)
         await world.until(world.converged, within_s=120, what="all nodes are level")
+        world.check_equal_states()
+
+    world.run(story())
+
+
+@pytest.mark.parametrize("seed", range(1000, 1008))
+def test_stream_that_breaks_is_gone_on_with_where_it_broke(seed: int) -> None:
+    """What has arrived is not sent again: the second connection carries the rest of the same snapshot."""
+    world = World(seed, bounds=SHORT)
+
+    async def story() -> None:
+        follower = await a_follower_behind(world)
+        await fill(world, 320, padding=bytes(6000))
+        process = world.start(follower)
+        snapshots = process.consensus.snapshots
+        assert snapshots is not None
+        await world.until(lambda: snapshots.received_bytes_total > 600_000, within_s=60, what="part of the stream")
+        leader = world.leader()
+        assert leader is not None
+        world.network.break_link(leader.node_id, follower)
+        world.network.break_link(follower, leader.node_id)
+        await world.until(lambda: installed(process) > 0, within_s=60, what="the snapshot is installed")
+        assert leader.consensus.snapshots is not None
+        assert leader.consensus.snapshots.resumed_total == 1
+        assert snapshots.received_bytes_total < 1.1 * leader.consensus.snapshots.sent_bytes_total
+        await world.until(world.converged, within_s=60, what="all nodes are level")
         world.check_equal_states()
 
     world.run(story())
