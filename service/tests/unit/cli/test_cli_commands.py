@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import kvorum
+from kvorum.cli.admin_client import http_endpoint
 from kvorum.cli.commands import app
 from kvorum.cli.local_cluster import LocalCluster, find_free_ports
-from kvorum.cli.admin_client import http_endpoint
 from kvorum.cli.verify import Verdict
 
 RUNNER = CliRunner()

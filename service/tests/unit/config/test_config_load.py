@@ -295,6 +295,7 @@ def test_load_http_port_follows_its_rules(load: Load) -> None:
     assert load(http_port=8000)[0].http_port == 8000
     assert load("[http]\nport = 8001")[0].http_port == 8001
     assert load("[http]\nenabled = true")[0].http_port == 8090
+    assert load("[http]\nadmin = false")[0].http.admin is False
     assert load(f"{THREE}[http]\nenabled = false", node_id=0)[0].http_port is None
     with pytest.raises(StartupError, match=r"\[http\] port must be given"):
         load("[http]\nenabled = true", port=1000)
