@@ -246,6 +246,8 @@ class OutgoingLink:
         except (OSError, ValueError) as error:
             self._dials_failed += 1
             return f"cannot connect: {error}"
+        if self._dialled != self._endpoints[self._peer]:
+            connection.fail("the peer moved while it was dialled")
         try:
             # Shielded: cancelling this task must not cancel the future that `connection_lost` sets.
             reason = await asyncio.shield(connection.over)

@@ -319,3 +319,52 @@ def test_quiet_log_same_reason_is_said_once_in_a_while() -> None:
         log.warning("link down", subject="1", reason="timeout")
     assert ["refused", "timeout", "refused", "timeout", "timeout"] == [line["reason"] for line in logs]
     assert 1 == cast("int", logs[3]["repeated"])
+
+
+async def test_links_peer_that_moved_is_dialled_at_its_new_endpoint() -> None:
+    """A changed endpoint ends the present link, once, and the next dial goes to the new one at once."""
+    here, old, new = Owner(0), Owner(1), Owner(1)
+    before, after, dialling = links(1), links(1), links(0)
+    before.start(old)
+    after.start(new)
+    await asyncio.sleep(0)
+    dialling.set_peers({0: "ignored:1", 1: f"localhost:{before.port}"})
+    dialling.start(here)
+    await until(lambda: here.up == [1])
+    dialling.set_peers({1: f"localhost:{before.port}"})
+    assert dialling.send(1, 16, (b"to the old one",)) is True
+    dialling.set_peers({1: f"localhost:{after.port}"})
+    await until(lambda: here.up == [1, 1])
+    assert dialling.send(1, 16, (b"to the new one",)) is True
+    await until(lambda: len(new.frames) == 1)
+    assert [(16, b"to the old one")] == old.frames
+    assert ["the peer moved"] == [reason[:14] for reason in here.down]
+    for each in (dialling, before, after):
+        await each.stop()
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (frame(16, b"no request"), "where one request for a stream belongs"),
+        (frame(frames.FrameKind.STREAM_REQUEST, bytes(70_000)), "where one request for a stream belongs"),
+        (b"", "asks for a stream and not for which"),
+    ],
+)
+async def test_links_caller_of_a_stream_that_asks_wrongly_is_cut(sent: bytes, said: str) -> None:
+    """Anything but one request of a bounded size, in time, ends the connection and nothing else."""
+    heard: list[str] = []
+    listening = links(0)
+    left = listening.caller_left
+    listening.caller_left = lambda caller, reason: (heard.append(reason), left(caller, reason))[1]  # type: ignore[method-assign]
+    listening.start(Owner(0))
+    await asyncio.sleep(0)
+    reader, writer = await asyncio.open_connection("localhost", listening.port)
+    body = frames.encode_greeting(greeting_of(1))
+    writer.write(frames.encode_handshake(frames.HandshakeKind.STREAM, body) + sent)
+    with contextlib.suppress(ConnectionResetError):
+        await asyncio.wait_for(reader.read(), 10)
+    await until(lambda: bool(heard))
+    assert said in heard[-1]
+    writer.close()
+    await listening.stop()
