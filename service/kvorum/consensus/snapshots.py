@@ -118,7 +118,8 @@ class _Outgoing:
     """A stream to one receiver, under way or broken."""
 
     export: Export
-    active: bool = True
+    connection: object | None = None
+    """Stands for the connection that draws it now; a newer one takes its place, for the old one may be dead."""
     idle_since: float = 0.0
 
 
@@ -140,7 +141,7 @@ class Snapshots:
         self._logger = logger
         self._offers: dict[NodeId, _Offer] = {}
         self._outgoing: dict[NodeId, _Outgoing] = {}
-        self._streams = 0
+        self._streams: set[object] = set()
         self._receiving: asyncio.Task[None] | None = None
         self._committed = False
         self.sent_total = 0
@@ -196,30 +197,38 @@ class Snapshots:
             RemoteError: Too many streams already, nothing to go on with, or no request.
         """
         outgoing, chunks = self._find(peer, _decode_request(request))
-        outgoing.active = True
-        self._streams += 1
+        me = outgoing.connection = object()
+        self._streams.add(me)
         try:
-            async for chunk in self._paced(chunks):
-                self.sent_bytes_total += len(chunk)
-                yield chunk
+            for chunk in chunks:
+                if chunk is not None:
+                    self.sent_bytes_total += len(chunk)
+                    yield chunk
+                await asyncio.sleep(PAUSE_S)
+                if outgoing.connection is not me:
+                    msg = "the snapshot is drawn over another connection now"
+                    raise RemoteError(msg)
             self.sent_total += 1
             self._logger.info(
                 "snapshot sent", peer=peer, index=outgoing.export.manifest.index, rows=outgoing.export.rows
             )
         finally:
-            self._streams -= 1
-            outgoing.active = False
-            outgoing.idle_since = self._host.clock()
-            if peer in self._offers:
-                self._offers[peer].expires = outgoing.idle_since + INSTALL_S
+            self._streams.discard(me)
+            if outgoing.connection is me:
+                outgoing.connection = None
+                outgoing.idle_since = self._host.clock()
+                if peer in self._offers:
+                    self._offers[peer].expires = outgoing.idle_since + INSTALL_S
 
     def _find(self, peer: NodeId, request: dict[str, Any]) -> tuple[_Outgoing, Iterator[bytes | None]]:
-        if self._streams >= STREAMS_MAX:
-            msg = f"busy with {self._streams} other snapshots; ask again later"
-            raise RemoteError(msg)
         known = self._outgoing.get(peer)
-        if known is not None and known.active:
-            msg = "a snapshot for this node is under way on another connection"
+        if known is not None:
+            # Who asks again has given up the connection of before, whether this side has noticed or not.
+            self._streams.discard(known.connection)
+            known.connection = None
+            known.idle_since = self._host.clock()
+        if len(self._streams) >= STREAMS_MAX:
+            msg = f"busy with {len(self._streams)} other snapshots; ask again later"
             raise RemoteError(msg)
         after = bytes.fromhex(request.get("after", ""))
         if not after:
@@ -241,27 +250,24 @@ class Snapshots:
         Raises:
             RemoteError: Not born yet, or too many streams already.
         """
-        if self._host.machine is None or self._streams >= STREAMS_MAX:
+        if self._host.machine is None or len(self._streams) >= STREAMS_MAX:
             msg = "this node has no state yet, or is busy with other snapshots; try again later"
             raise RemoteError(msg)
-        self._streams += 1
+        me = object()
+        self._streams.add(me)
         try:
-            async for chunk in self._paced(Export(self._executor.view(), self.manifest()).chunks()):
-                self.sent_bytes_total += len(chunk)
-                yield chunk
+            for chunk in Export(self._executor.view(), self.manifest()).chunks():
+                if chunk is not None:
+                    self.sent_bytes_total += len(chunk)
+                    yield chunk
+                await asyncio.sleep(PAUSE_S)
         finally:
-            self._streams -= 1
-
-    async def _paced(self, chunks: Iterator[bytes | None]) -> AsyncIterator[bytes]:
-        for chunk in chunks:
-            if chunk is not None:
-                yield chunk
-            await asyncio.sleep(PAUSE_S)
+            self._streams.discard(me)
 
     def tick(self, now: float) -> None:
         """A few times a second: end what nobody goes on with."""
         for peer, outgoing in list(self._outgoing.items()):
-            if outgoing.active:
+            if outgoing.connection is not None:
                 if peer in self._offers:
                     self._offers[peer].expires = now + OFFER_S
             elif now - outgoing.idle_since > INSTALL_S:
