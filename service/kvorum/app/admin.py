@@ -143,7 +143,11 @@ def _change(action: str, arguments: Mapping[str, Any]) -> Change:
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for a bad request
     peer = arguments.get("peer_endpoint", "")
     if client and not peer and isinstance(client, str):
-        host, port = split_endpoint(client)
+        try:
+            host, port = split_endpoint(client)
+        except ValueError as problem:
+            msg = f"client_endpoint {client[:100]!r} {problem}"
+            raise ValueError(msg) from problem
         if port <= PEER_PORT_DISTANCE:
             msg = f"{client} has no peer port by default ({port} - {PEER_PORT_DISTANCE}); give peer_endpoint as well"
             raise ValueError(msg)
