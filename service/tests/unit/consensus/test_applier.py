@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvorum.consensus.applier import FLUSH_ENTRIES, STALL_RETRY_S, Applier
+from kvorum.consensus.applier import FLUSH_ENTRIES, FLUSH_S, STALL_RETRY_S, Applier
 from kvorum.core.entries import Entry, EntryBatch, EntryKind
 from kvorum.core.errors import WriteStalledError
 from kvorum.core.operations import APPLIED
@@ -168,3 +168,64 @@ def test_halt_leaves_the_rest_of_a_replay_alone():
 
     assert [(1, 3)] == state.groups
     assert [] == loop.booked
+
+
+def test_pause_holds_groups_and_go_on_applies_them():
+    """While a snapshot is being switched to, nothing is applied and nothing is flushed; if it fails, all goes on."""
+    loop, state, applier, flushes = build()
+    applier.add(batch(1, 3))
+    applier.pause()
+    applier.pump()
+    loop.turn()
+    applier.flush_now()
+    assert state.groups == []
+    assert flushes == []
+
+    applier.go_on()
+    loop.turn()
+    assert [(1, 3)] == state.groups
+
+
+def test_restart_forgets_what_a_snapshot_holds():
+    """Queued groups lie below the installed index; the next group behind it is applied as usual."""
+    loop, state, applier, _ = build()
+    reached: list[int] = []
+    applier.stop_at(50, lambda: reached.append(50))
+    state.slices = 1
+    applier.add(batch(1, 3))
+    applier.pump()
+    applier.add(batch(4, 9))
+    applier.pause()
+    state.applied_index = 100
+    applier.restart(100)
+    loop.turn()
+
+    assert (applier.durable_index, applier.idle, state.groups, reached) == (100, True, [], [50])
+    applier.add(batch(101, 102))
+    applier.pump()
+    loop.turn()
+    assert [(101, 102)] == state.groups
+
+
+def test_little_is_flushed_after_a_while_and_the_flush_is_told():
+    """A quiet node does not keep its last writes unflushed for ever."""
+    loop, state, flushes, told = HandLoop(), CountingState(), [], []
+    applier = Applier(
+        state,
+        loop,
+        lambda: 0.0,
+        on_applied=lambda *_: None,
+        flush=flushes.append,
+        on_flushed=lambda: told.append(applier.durable_index),
+    )
+    applier.tick(1000.0)
+    assert flushes == []
+    applier.add(batch(1, 3))
+    applier.pump()
+    applier.tick(FLUSH_S - 1)
+    assert flushes == []
+    applier.tick(FLUSH_S)
+    applier.tick(FLUSH_S)
+    [done] = flushes
+    done()
+    assert told == [3]
