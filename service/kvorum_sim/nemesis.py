@@ -44,14 +44,21 @@ def _victim(world: World) -> Process | None:
 
 def _restart(world: World, node_id: NodeId) -> None:
     """Start a node that is down; one whose disk is full cannot start, and is tried again when there is space."""
-    if world.process(node_id) is not None or node_id in world.refused:
+    if world.process(node_id) is not None or node_id in world.refused | world.gone or world.disk(node_id).removed:
         return
+    files = world.disk(node_id).log.files
     try:
         world.start(node_id)
     except StorageFailedError:
-        if not world.disk(node_id).log.files.full:
+        if node_id in world.expected_failures and files.fail_next is None:
+            # The failure that was planned struck at the start.
+            world.expected_failures.discard(node_id)
+            world.probes[Probe.DISK_FAILED] += 1
+            _restart(world, node_id)
+        elif files.full:
+            world.probes[Probe.START_REFUSED] += 1
+        else:
             raise
-        world.probes[Probe.START_REFUSED] += 1
 
 
 async def _crash(world: World) -> bool:
@@ -214,9 +221,8 @@ async def _disk_failure(world: World) -> bool:
     while node_id in world.expected_failures and world.now() < end:  # noqa: ASYNC110 - polls virtual time
         await asyncio.sleep(0.01)
     took_effect = node_id not in world.expected_failures
-    if files.fail_next is not None:
-        files.fail_next = None
-        world.expected_failures.discard(node_id)
+    files.fail_next = None
+    world.expected_failures.discard(node_id)
     await asyncio.sleep(world.chance.uniform(0, 1.0))
     _restart(world, node_id)
     return took_effect
@@ -229,7 +235,7 @@ async def _damage(world: World) -> bool:
     The disk is then repaired from its mirror; what a wiped disk does is another kind of fault.
     """
     process = _victim(world)
-    if process is None:
+    if process is None or process.node_id in world.expected_failures:
         return False
     node_id = process.node_id
     world.crash(node_id)
@@ -304,7 +310,12 @@ async def _lost_disk(world: World) -> bool:
     Until then nothing else may happen to the members, for a second lost disk could be one too many.
     """
     process = _victim(world)
-    if process is None or world.changing or len(world.members().voters) < len(world.node_ids):
+    if (
+        process is None
+        or world.changing
+        or process.node_id in world.expected_failures
+        or len(world.members().voters) < len(world.node_ids)
+    ):
         return False
     world.changing = True
     try:
@@ -355,6 +366,8 @@ async def _until_made(world: World, node_id: NodeId, action: str) -> bool:
     peer = seat(node_id)
     change = Change(action, node_id, peer.client_endpoint, peer.peer_endpoint)
     added = action == Action.ADD
+    if not added:
+        world.leaving.add(node_id)
     outcomes: list[Outcome] = []
     end = world.now() + CHANGE_S
     while world.now() < end:
@@ -375,7 +388,10 @@ async def _until_made(world: World, node_id: NodeId, action: str) -> bool:
 async def settle_members(world: World) -> None:
     """Nothing goes wrong any more: finish every change that was begun and not made."""
     for node_id in world.node_ids:
-        if world.members().member(node_id) is None and not await _until_made(world, node_id, Action.ADD):
+        if node_id in world.leaving:
+            if not await _until_made(world, node_id, Action.REMOVE):
+                world.violated(f"a healthy cluster does not let node {node_id} go")
+        elif world.members().member(node_id) is None and not await _until_made(world, node_id, Action.ADD):
             world.violated(f"a healthy cluster does not take in node {node_id}")
 
 

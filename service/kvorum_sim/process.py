@@ -333,7 +333,6 @@ class Process:
         self._witness = witness
         # Each machine's clocks have their own zero; nothing may compare those of two nodes.
         self._clock_offset = chance.uniform(0, 1e6)
-        wall_offset_ms = chance.randrange(-50, 50)
         self.executor = _WatchedExecutor(disk.engine, self, witness)
         self.log = SimulatedLog.boot(disk.log, self.loop, lambda error: witness.failed(self, error), disk.installed)
         disk.installed = None
@@ -350,29 +349,34 @@ class Process:
                 retain_entries=bounds.retain_entries,
                 flush_entries=bounds.flush_entries,
             ),
-            Surroundings(
-                loop=self.loop,
-                clock=self.clock,
-                wall_ms=lambda: WALL_START_MS + int(loop.time() * 1000) + wall_offset_ms + self.wall_jump_ms,
-                randomness=chance,
-                log=self.log,
-                links=self.links,
-                state=self.executor,
-                flush=self._flush,
-                incarnation=disk.incarnation,
-                cluster_id=disk.cluster_id,
-                on_born=self._born,
-                on_refused=self._refused,
-                joining=disk.joining,
-                on_joining=self._joining,
-                on_removed=self._removed,
-                logger=cast("structlog.typing.FilteringBoundLogger", _Logger(self, witness)),
-                staging=self.staging,
-            ),
+            self._surroundings(loop, chance),
         )
         self.consensus.process = self
         self.consensus.witness = witness
         self.routing = RoutingManager(RoutingSettings(), self.consensus, self.executor, self.clock)
+
+    def _surroundings(self, loop: VirtualLoop, chance: random.Random) -> Surroundings:
+        disk = self.disk
+        wall_offset_ms = chance.randrange(-50, 50)
+        return Surroundings(
+            loop=self.loop,
+            clock=self.clock,
+            wall_ms=lambda: WALL_START_MS + int(loop.time() * 1000) + wall_offset_ms + self.wall_jump_ms,
+            randomness=chance,
+            log=self.log,
+            links=self.links,
+            state=self.executor,
+            flush=self._flush,
+            incarnation=disk.incarnation,
+            cluster_id=disk.cluster_id,
+            on_born=self._born,
+            on_refused=self._refused,
+            joining=disk.joining,
+            on_joining=self._joining,
+            on_removed=self._removed,
+            logger=cast("structlog.typing.FilteringBoundLogger", _Logger(self, self._witness)),
+            staging=self.staging,
+        )
 
     def __repr__(self) -> str:
         return f"node {self.node_id} (boot {self.disk.boots})"

@@ -205,7 +205,7 @@ async def _heal(world: World) -> None:
     """No fault is left; what is down starts."""
     world.network.heal_all()
     for node_id in world.node_ids:
-        if world.process(node_id) is None:
+        if world.process(node_id) is None and not world.disk(node_id).removed:
             world.start(node_id)
         await asyncio.sleep(0)
 

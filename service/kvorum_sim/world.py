@@ -98,6 +98,8 @@ class World:
         self._cuts: Counter[tuple[NodeId, NodeId]] = Counter()
         self.changing = False
         """Somebody changes the members; others wait."""
+        self.leaving: set[NodeId] = set()
+        """Nodes whose removal was asked for."""
         self.gone: set[NodeId] = set()
         """Nodes that were removed, and do not come back."""
         first = Configuration.of(seat(i) for i in range(nodes))

@@ -27,6 +27,8 @@ MAY_CREATE_TASKS: frozenset[str] = frozenset(
         # Awaited by whoever starts it or kept until it ends; what it raises ends the process.
         "service/kvorum/consensus/manager.py",
         "service/kvorum/consensus/snapshots.py",
+        # The story keeps its clients and faults, looks at them all the time, and awaits them all.
+        "service/kvorum_sim/scenario.py",
         # The virtual-time loop is what tasks run on.
         "service/kvorum_sim/loop.py",
         "service/kvorum_sim/process.py",
