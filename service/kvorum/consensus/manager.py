@@ -226,7 +226,7 @@ class ConsensusManager(Reporting):
             "its data directory, add it (kvorum member add) and start it again",
             node_id=self.node_id,
         )
-        self.membership.shut_down()
+        self.membership.shut_down(removed=True)
         self.reads.shut_down()
         self.proposals.abandon()
 

@@ -185,10 +185,14 @@ class Membership:
         if self._jobs or self._host.may_serve:
             self._work(now)
 
-    def shut_down(self) -> None:
-        """This node goes away: whoever waits is told."""
-        for number in list(self._asks):
-            self._finish(number, Outcome(ok=False, text="this node goes away; ask another one"))
+    def shut_down(self, *, removed: bool = False) -> None:
+        """This node goes away, perhaps because it was removed: whoever waits is told."""
+        own = self._host.node_id
+        for number, ask in list(self._asks.items()):
+            if removed and ask.change.action == Action.REMOVE and ask.change.node_id == own:
+                self._finish(number, Outcome(ok=True, text=f"node {own} is removed"))
+            else:
+                self._finish(number, Outcome(ok=False, text="this node goes away; ask another one"))
 
     def _pursue(self, number: int, ask: _Ask, now: float) -> None:
         host = self._host
