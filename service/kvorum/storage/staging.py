@@ -8,8 +8,11 @@ store open for a while after the switch. What makes it the store is the file tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from typing import TYPE_CHECKING
+
+from kvorum.core.errors import StorageFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +78,10 @@ class StagedStores:
         staged, self._staged = self._staged, None
         if staged is not None:
             assert self._path is not None
-            await asyncio.to_thread(staged.close)
-            await asyncio.to_thread(shutil.rmtree, self._path)
+            # On a full disk closing fails too, for it writes out what is in memory: all of that is void.
+            with contextlib.suppress(StorageFailedError):
+                await asyncio.to_thread(staged.close)
+            await asyncio.to_thread(shutil.rmtree, self._path, ignore_errors=True)
             self._path = None
 
     def close(self) -> None:
