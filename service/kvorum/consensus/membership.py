@@ -429,7 +429,9 @@ class Membership:
         host = self._host
         if all(member.incarnation for member in configuration.members):
             return None
-        known = {**host.contacts.incarnations, host.node_id: host.incarnation}
+        # Only what our own links found at the endpoints in force: anybody may call and say a node id.
+        known = {peer: greeting.incarnation for peer, greeting in host.contacts.greetings.items()}
+        known[host.node_id] = host.incarnation
         recorded = configuration
         for member in configuration.members:
             if not member.incarnation and member.node_id in known:

@@ -249,7 +249,7 @@ class Peering:
         if host.removed:
             return "this node was removed from the cluster"
         if not any(theirs):
-            return None if host.cluster_id else self._unborn_flaw(greeting)
+            return self._usurper_flaw(greeting) if host.cluster_id else self._unborn_flaw(greeting)
         if host.cluster_id is None:
             return None
         if theirs != host.cluster_id:
@@ -261,6 +261,19 @@ class Peering:
                 "removed or replaced; remove its data directory and let it join anew"
             )
         return None
+
+    def _usurper_flaw(self, greeting: Greeting) -> str | None:
+        """Why an empty directory may not come in a seat whose holder is there: it would break that one's links."""
+        host = self._host
+        age = host.contacts.seat_age_s(greeting.node_id, host.clock())
+        if self._holds_seat(greeting.node_id, greeting.incarnation) or age is None:
+            return None
+        if age >= 2 * host.settings.timings.election_timeout_s:
+            return None
+        return (
+            f"node {greeting.node_id} was heard {age:.1f} s ago with another data directory: two nodes were started "
+            "with the same id, or its disk was wiped a moment ago"
+        )
 
     def _unborn_flaw(self, greeting: Greeting) -> str | None:
         """Why two nodes without a cluster may not form one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -295,26 +294,6 @@ async def test_same_node_id_twice_is_refused(make_cluster: Callable[..., Cluster
 
     assert str(first.port - 2000) in refusal(second)
     assert (await first.call(set_key(b"k", b"v"))).ok
-
-
-async def test_wiped_disk_is_refused_by_name(make_cluster: Callable[..., Cluster]) -> None:
-    """An empty directory in the seat of a voter that had data ends the start; the text names a peer and the way out."""
-    cluster = make_cluster()
-    cluster.start()
-    await cluster.ready()
-    wiped = (await cluster.followers())[0]
-    number = cluster.nodes.index(wiped)
-    wiped.kill()
-    shutil.rmtree(cluster.data_directory(number))
-    wiped.start()
-
-    said = await asyncio.to_thread(refusal, wiped)
-    assert "empty" in said
-    assert any(
-        f"node {other} at {node.endpoint}" in said for other, node in enumerate(cluster.nodes) if node is not wiped
-    )
-    leader = await cluster.leader()
-    assert (await leader.call(set_key(b"k", b"v"))).ok
 
 
 async def test_foreign_directory_is_refused_and_left_alone(tmp_path: Path, alone: Callable[..., Node]) -> None:
