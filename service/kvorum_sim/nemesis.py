@@ -319,7 +319,12 @@ async def _lost_disk(world: World) -> bool:
         return False
     world.changing = True
     try:
+        # Whatever is committed now must be everywhere first: a voter that still catches up is as good as a lost one.
+        if not await _until(world, _all_hold(world)):
+            return False
         node_id = process.node_id
+        if world.process(node_id) is not process or process.paused:
+            return False
         world.crash(node_id)
         incarnation = world.wipe(node_id)
         await asyncio.sleep(world.chance.uniform(0, 1.0))
@@ -327,6 +332,17 @@ async def _lost_disk(world: World) -> bool:
         return await _until(world, lambda: _votes(world, node_id, incarnation))
     finally:
         world.changing = False
+
+
+def _all_hold(world: World) -> Callable[[], bool]:
+    """Whether every node has committed what is committed at this moment."""
+    target = len(world.inspector.committed)
+
+    def all_hold() -> bool:
+        machines = [process.consensus.machine for process in world.alive]
+        return len(machines) == len(world.node_ids) and all(m is not None and m.commit_index >= target for m in machines)
+
+    return all_hold
 
 
 def _votes(world: World, node_id: NodeId, incarnation: int) -> bool:

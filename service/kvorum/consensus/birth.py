@@ -4,8 +4,9 @@ The birth rule: what an empty data directory may do (architecture section 3; doc
 With static endpoints every node derives the same first log entry. Writing it is safe only while nobody has data:
 an empty directory in an old seat may have voted and acknowledged in a life that it forgot. So:
 
-* a majority (this node included) has no data and no reachable peer has any: birth. A peer that was born a moment
-  ago and holds nothing but that first entry has no data yet: nothing was ever elected or acknowledged with it;
+* a majority (this node included) has no data and no reachable peer has any: birth, once the others have had a moment
+  to be reached. A peer that was born a moment ago, holds nothing but that first entry and has seen no election has no
+  data yet; one that has voted has, for its vote may have elected the former life of this very directory;
 * a peer has data: this node may still be a voter that simply starts late. That is so only if a *confirmed leader*
   says that the seat was never recorded with another data directory; then it is born late with the same first entry;
 * a committed configuration names this very directory: it joins with an empty log, which the leader fills;
@@ -45,6 +46,7 @@ def judge(
     *,
     clusters: Mapping[NodeId, bytes | None] | None = None,
     learned: Configuration | None = None,
+    patient: bool = False,
 ) -> Verdict:
     """
     Decide from what the peers reached so far have said; pure, so that every case is a row in a table of tests.
@@ -56,6 +58,7 @@ def judge(
         reports: The newest report of each peer that a link stands to.
         clusters: Cluster id of each peer that a link stands to, None for a peer that belongs to none.
         learned: The newest committed configuration a peer has told.
+        patient: A majority is not enough yet: a peer that was not reached so far may be the one that has data.
     """
     known = {peer: cluster for peer, cluster in (clusters or {}).items() if cluster is not None}
     if len(set(known.values())) > 1:
@@ -88,6 +91,9 @@ def judge(
         return Verdict(waiting_for=f"word from {', '.join(f'node {peer}' for peer in silent)}, which has a cluster")
     empty = 1 + sum(1 for peer, report in reports.items() if not report.has_data and peer in configuration.voters)
     if empty >= configuration.quorum:
+        missing = sorted({*configuration.voters} - {node_id, *reports})
+        if patient and missing:
+            return Verdict(waiting_for=f"a moment for {', '.join(f'node {peer}' for peer in missing)} to be reached")
         return Verdict(born=True)
     return Verdict(waiting_for=f"{configuration.quorum - empty} more empty node(s) of {len(configuration.voters)}")
 

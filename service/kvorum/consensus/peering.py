@@ -43,6 +43,10 @@ PARTING_S: Final = 5.0
 GONE_MAX: Final = 256
 REPORTS_MAX: Final = 256
 
+BIRTH_PATIENCE_S: Final = 1.5
+"""A fresh cluster is born at once when all its nodes are there, by a majority alone only after this long: the node that
+is missing may be the one that remembers a cluster, and its link just not up yet."""
+
 _BIRTH_TERM: Final = 1
 _ZERO_ID: Final = bytes(16)
 
@@ -193,6 +197,7 @@ class Peering:
             {peer: report for peer, report in contacts.reports.items() if peer in contacts.greetings},
             clusters={peer: cluster if any(cluster) else None for peer, cluster in clusters.items()},
             learned=learned,
+            patient=host.uptime_s < BIRTH_PATIENCE_S,
         )
         if verdict.refuse is not None:
             host.refuse_to_start(verdict.refuse)
@@ -503,7 +508,7 @@ class Peering:
         machine = host.machine
         member = host.members.member(peer) if machine else None
         report = frames.Report(
-            has_data=machine is not None and machine.last_index > 1,
+            has_data=machine is not None and (machine.last_index > 1 or machine.term > _BIRTH_TERM),
             role=machine.role if machine else Role.FOLLOWER,
             may_serve=host.may_serve,
             term=host.term,

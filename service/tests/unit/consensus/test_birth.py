@@ -63,6 +63,16 @@ def test_judge_wiped_disk_waits_until_its_seat_is_given_to_it():
     assert "0000000000000def" in verdict.waiting_for
 
 
+def test_judge_majority_gives_a_missing_peer_a_moment_before_birth():
+    """Two empty directories of three wait while the third may still be reached; all three need no patience."""
+    alone = judge(0, MINE, THREE, {1: EMPTY}, patient=True)
+    together = judge(0, MINE, THREE, {1: EMPTY, 2: EMPTY}, patient=True)
+
+    assert not alone.born
+    assert "node 2" in alone.waiting_for
+    assert together.born
+
+
 OWN, OTHER = THREE.birth_id(), b"another cluster!"
 
 
