@@ -105,7 +105,7 @@ class Report:
     """A node about itself."""
 
     has_data: bool
-    """It took part in an election: its term rose, or its log holds more than the first entry, which all derive alike."""
+    """It took part in an election: its term rose, or its log holds more than the first entry, which all derive."""
     role: str
     may_serve: bool
     """Leader whose no-op of this term has committed."""
