@@ -337,8 +337,8 @@ class Peering:
                 self._members_received(frames.decode_members(payload))
             elif host.machine is not None and seated:
                 self._dispatch(peer, kind, payload)
-            elif host.machine is not None and kind == frames.MACHINE and (peer, incarnation) not in self._gone:
-                host.message_received(peer, payload, seated=False)
+            elif host.machine is not None and (peer, incarnation) not in self._gone:
+                self._dispatch_unseated(peer, kind, payload)
         except RemoteError as error:
             self._logger.warning("peer sent what this release cannot read", peer=peer, kind=kind, error=str(error))
 
@@ -369,6 +369,14 @@ class Peering:
     def _holds_seat(self, peer: NodeId, incarnation: Incarnation) -> bool:
         member = self._host.members.member(peer)
         return member is not None and member.incarnation in {0, incarnation}
+
+    def _dispatch_unseated(self, peer: NodeId, kind: int, payload: bytes) -> None:
+        """A member that this node's log does not show yet: it may lead, and have what this node needs to see it."""
+        host = self._host
+        if kind == frames.MACHINE:
+            host.message_received(peer, payload, seated=False)
+        elif kind == frames.SNAPSHOT_OFFER and host.snapshots is not None:
+            host.snapshots.offer_received(peer, payload)
 
     def _dispatch(self, peer: NodeId, kind: int, payload: bytes) -> None:
         host = self._host
