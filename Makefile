@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench sim lock clean
+.PHONY: help demo test check fix bench sim lock clean ledger
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -48,6 +48,9 @@ SIM_JSON ?=
 
 sim: $(READY) ## seeded histories of a cluster on virtual time with faults, all judged; the last line is the summary
 	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.campaign --seeds $(SIM_SEEDS) --minutes $(SIM_MINUTES) $(if $(SIM_JSON),--json $(SIM_JSON))
+
+ledger: $(READY) ## append reports to docs/reliability: make ledger REPORTS="sim.json teeth.json"
+	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.ledger docs/reliability $(REPORTS)
 
 lock: $(READY) ## write the exact versions of the development environment again
 	@test -x .venv/lock/bin/pip-compile || { $(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install --quiet pip-tools; }
