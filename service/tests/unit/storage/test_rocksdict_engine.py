@@ -16,15 +16,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WRITE_AND_DIE = """
-import os, sys
+import os, sys, time
 from pathlib import Path
+from kvorum.core.errors import WriteStalledError
 from kvorum.storage.rocksdict_engine import EngineTuning, RocksdictEngine
 engine = RocksdictEngine.open(Path(sys.argv[1]), EngineTuning(write_buffer_size_mb=1))
 for number in range(3000):
-    batch = engine.batch()
-    batch.put(b"applied", b"%d" % number)
-    batch.put(b"data%06d" % number, b"v" * 1000)
-    engine.write(batch)
+    while True:
+        batch = engine.batch()
+        batch.put(b"applied", b"%d" % number)
+        batch.put(b"data%06d" % number, b"v" * 1000)
+        try:
+            engine.write(batch)
+            break
+        except WriteStalledError:
+            time.sleep(0.01)
     if number == 500:
         engine.flush()
 os._exit(0)
