@@ -135,7 +135,8 @@ class Inspector:
         if machine.role != seen.role or term != seen.term:
             self._role_changed(process, machine, seen)
         if commit > seen.commit:
-            self._committed(process, machine, seen.commit, commit)
+            # A leader whose own removal is what it commits follows nobody by the end of this very event.
+            self._committed(process, machine, seen.commit, commit, led=Role.LEADER in (machine.role, seen.role))
         if len(machine.configurations) != seen.configurations:
             # A list that grew and shrank in one event keeps its length; then nothing in it is new to the checks.
             self._configured(process, machine, seen)
@@ -182,12 +183,12 @@ class Inspector:
                     f"term {self.committed[index - 1]}"
                 )
 
-    def _committed(self, process: Process, machine: Any, after: Index, upto: Index) -> None:
+    def _committed(self, process: Process, machine: Any, after: Index, upto: Index, *, led: bool) -> None:
         self._check_committed(process, machine, after, upto)
         known = len(self.committed)
         if upto <= known:
             return
-        if machine.role != Role.LEADER:
+        if not led:
             self._violated(f"{process!r}, a {machine.role}, is the first to commit entry {upto}")
         term = machine.log.term_at(upto)
         configuration: Configuration = machine.configuration
