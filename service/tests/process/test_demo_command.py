@@ -74,7 +74,7 @@ def test_demo_interrupted_cleans_up(tmp_path, number):
         time.sleep(0.05)
     time.sleep(1.0)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=90)
 
     assert process.returncode == 130, output
     assert nodes_below(tmp_path) == []
