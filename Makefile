@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench sim lock clean ledger
+.PHONY: help demo test check fix bench sim teeth ledger lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -48,6 +48,14 @@ SIM_JSON ?=
 
 sim: $(READY) ## seeded histories of a cluster on virtual time with faults, all judged; the last line is the summary
 	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.campaign --seeds $(SIM_SEEDS) --minutes $(SIM_MINUTES) $(if $(SIM_JSON),--json $(SIM_JSON))
+
+# Where a report and a page go, if anywhere, and further options: TEETH="--only quorum --all-layers".
+TEETH_JSON ?=
+TEETH_PAGE ?=
+TEETH ?=
+
+teeth: $(READY) ## known bugs, put in one at a time: what the harness catches; the last line is the summary
+	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.teeth.campaign $(if $(TEETH_JSON),--json $(TEETH_JSON)) $(if $(TEETH_PAGE),--page $(TEETH_PAGE)) $(TEETH)
 
 ledger: $(READY) ## append reports to docs/reliability: make ledger REPORTS="sim.json teeth.json"
 	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.ledger docs/reliability $(REPORTS)

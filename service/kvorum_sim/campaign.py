@@ -102,7 +102,7 @@ class Campaign:
         """Everything the ledger wants to know."""
         return {
             "tool": "make sim",
-            "commit": _commit(),
+            "commit": commit(),
             "first_seed": first_seed,
             "seeds": len(self.verdicts),
             "repeated": self.repeated,
@@ -137,7 +137,8 @@ class Campaign:
         )
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that this tree was checked out from."""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607 - whichever git the user has

@@ -34,6 +34,8 @@ MAY_CREATE_TASKS: frozenset[str] = frozenset(
         "service/kvorum_sim/process.py",
         # A stream keeps the task that makes its items, and cancels it when the connection breaks.
         "service/kvorum_sim/streams.py",
+        # The driver of raftos keeps the writes that it begins, and cancels what never ends.
+        "service/kvorum_sim/teeth/raftos_driver.py",
         # The demo runs its writers beside the killing.
         "service/kvorum/cli/demo.py",
     )

@@ -1,0 +1,159 @@
+"""Bugs in the state machine: determinism, conflicts, sessions, retention."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kvorum_sim.teeth.mutation import Bug, edit
+
+_UNIT: Final = ("unit/statemachine",)
+
+BUGS: Final = (
+    Bug(
+        "conflicts inside a group missed",
+        73,
+        "The conflict check does not see what earlier entries of the same group have written.",
+        (edit("statemachine.conflicts:ConflictCheck.refusal", ("    self._overlay.catch_up()\n", "")),),
+        tests=_UNIT,
+    ),
+    Bug(
+        "conflict window one short",
+        73,
+        "A write right behind the read version is no conflict.",
+        (
+            edit(
+                "statemachine.conflicts:ConflictCheck._keys_written",
+                ("self._last_commit_version > read_version", "self._last_commit_version > read_version + 1"),
+                ("row_version(row) > read_version", "row_version(row) > read_version + 1"),
+                ("versions.get(key, 0) > read_version", "versions.get(key, 0) > read_version + 1"),
+            ),
+        ),
+        tests=_UNIT,
+    ),
+    Bug(
+        "read versions below the watermark pass",
+        73,
+        "A commit that read before the history kept is checked against what the sweep has left.",
+        (
+            edit(
+                "statemachine.conflicts:ConflictCheck.refusal",
+                ("if read_version < self.low_watermark:", "if False:"),
+            ),
+        ),
+        tests=_UNIT,
+    ),
+    Bug(
+        "retries applied again",
+        67,
+        "A request whose first reply was lost takes effect a second time.",
+        (
+            edit(
+                "statemachine.group:ApplyGroup.stage_other",
+                ("if known is not None:", "if False:"),
+            ),
+        ),
+        tests=_UNIT,
+    ),
+    Bug(
+        "sessions in memory only",
+        69,
+        "Which requests were applied is not written to the store, so a restarted node applies retries again.",
+        (
+            edit("statemachine.sessions:Sessions.stage_rows", ("put(SESSION_PREFIX + client_id, row)", "pass")),
+            edit(
+                "statemachine.sessions:Sessions.record",
+                ("self._batch.put(OUTCOME_PREFIX", "(lambda *_: None)(OUTCOME_PREFIX"),
+            ),
+        ),
+        tests=_UNIT,
+    ),
+    Bug(
+        "apply depends on the grouping",
+        70,
+        "Versionstamps count the changes of the group, and nodes group the same entries differently.",
+        (
+            edit(
+                "statemachine.group:ApplyGroup._stage_mutations",
+                (
+                    "final = stamped(buffer, version, len(keys) + len(values))",
+                    "final = stamped(buffer, version, len(self._changes))",
+                ),
+            ),
+        ),
+        tests=_UNIT,
+    ),
+    Bug(
+        "parts of a commit become visible",
+        71,
+        "Each mutation of a commit is written by itself, and others are served in between.",
+        (
+            edit(
+                "statemachine.group:ApplyGroup._stage_mutations",
+                (
+                    "        self._put_rows(entry.index, version, family, key, newest)\n",
+                    (
+                        "        self._put_rows(entry.index, version, family, key, newest)\n"
+                        "        self._engine.write(self._batch)\n"
+                        "        self._batch = self._engine.batch()\n"
+                        "        self._put = self._batch.put\n"
+                        "        yield\n"
+                    ),
+                ),
+            ),
+        ),
+        tests=_UNIT,
+    ),
+    Bug(
+        "sweep drops the newest row",
+        73,
+        "The sweep removes the newest row of a key at the watermark, a value like a tombstone.",
+        (edit("statemachine.sweep:_settle", ("if newest[-1:] != KIND_DELETE:", "if False:")),),
+        tests=_UNIT,
+    ),
+    Bug(
+        "tombstone swept over a newer value",
+        73,
+        "With an old tombstone the sweep removes the current row of its key, whatever it holds by now.",
+        (
+            edit(
+                "statemachine.sweep:_settle",
+                (
+                    "if row is None or row[:ROW_HEAD_BYTES] != TOMBSTONE + newest[-HISTORY_SUFFIX_BYTES + 1 : -1]:",
+                    "if row is None:",
+                ),
+            ),
+        ),
+        tests=_UNIT,
+    ),
+    Bug(
+        "tombstone dropped early",
+        73,
+        "The sweep takes tombstones above the watermark as well.",
+        (
+            edit(
+                "statemachine.sweep:_sweep_slice",
+                (
+                    "if key[-HISTORY_SUFFIX_BYTES:-1] > watermark:",
+                    "if key[-HISTORY_SUFFIX_BYTES:-1] > watermark and key[-1:] != KIND_DELETE:",
+                ),
+            ),
+        ),
+        tests=_UNIT,
+    ),
+    Bug(
+        "entry applied twice",
+        66,
+        "A group that repeats entries already applied is applied again.",
+        (
+            edit(
+                "statemachine.executor:KvStoreExecutor._check_sequence",
+                ("if first != self.applied_index + 1 or", "if"),
+            ),
+            edit(
+                "statemachine.executor:KvStoreExecutor._finish",
+                ("if entries[0].index != self.applied_index + 1:", "if False:"),
+            ),
+        ),
+        tests=_UNIT,
+    ),
+)
