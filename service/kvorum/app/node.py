@@ -24,6 +24,7 @@ from kvorum.consensus.registry import AlgorithmSettings
 from kvorum.consensus.retention import RetentionSettings
 from kvorum.core.cluster import Configuration, Member
 from kvorum.core.errors import StartupError, StorageFailedError
+from kvorum.observe.pauses import CollectorPauses
 from kvorum.peers.tcp import TcpPeerLinks
 from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
@@ -116,6 +117,7 @@ class Node:
             engine_statistics=self._store_statistics,
             on_defect=self._defect,
         )
+        self.pauses = CollectorPauses()
         self.http: ObserveServer | None = None
         self._flushing: asyncio.Future[None] | None = None
 
@@ -158,6 +160,7 @@ class Node:
             StartupError: A port is taken, or the directory does not fit the cluster.
         """
         if self.settings.http_port is not None:
+            self.pauses.watch()
             # Imported late: a standalone node without HTTP must not pay for it.
             from kvorum.app.admin import Administration  # noqa: PLC0415
             from kvorum.observe.http import ObserveServer  # noqa: PLC0415
@@ -189,6 +192,7 @@ class Node:
         await self.consensus.stop(STOP_GRACE_S)
         if self.http is not None:
             await self.http.stop()
+        self.pauses.leave()
         if self._flushing is not None:
             await asyncio.wait([self._flushing])
         self.stores.close()

@@ -84,6 +84,7 @@ class Applier:
         self.flushes_total = 0
         self.durable_index: Index = machine.applied_index
         self.histogram = LatencyHistogram(0.0001, 18)
+        self.flush_histogram = LatencyHistogram(0.001, 16)
 
     @property
     def idle(self) -> bool:
@@ -223,5 +224,6 @@ class Applier:
     def _flushed(self, reached: Index) -> None:
         self._flushing = False
         self.flushes_total += 1
+        self.flush_histogram.observe(self._clock() - self._last_flush)
         self.durable_index = reached
         self._on_flushed()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from kvorum.consensus import frames
 from kvorum.consensus.applier import Applier
+from kvorum.consensus.commit_times import CommitTimes
 from kvorum.consensus.compaction import LogCutter
 from kvorum.consensus.contacts import Contacts
 from kvorum.consensus.membership import Membership
@@ -109,6 +110,7 @@ class ConsensusManager(Reporting):
         self.log_hangs = False
         self.installing = False
         self._hard_state = HardState()
+        self._replay: tuple[Index, Index] = (0, 0)
         self._reset: tuple[Ticket, Callable[[], None]] | None = None
         self._installed_time_ms = 0
         self._appended: Ticket = 0
@@ -133,6 +135,8 @@ class ConsensusManager(Reporting):
         self.reads = Reads(self, leader_wait_s=settings.leader_wait_s, first_request=own_numbers)
         self._attach_state(settings, around)
         self.leader_changes_total = 0
+        self.commit_times = CommitTimes()
+        self.heartbeat_failures: dict[NodeId, int] = {}
         self.loop_lag = LatencyHistogram(0.001, 14)
         self._last_leader: NodeId | None = None
         self.leader_heard = self._started
@@ -236,6 +240,7 @@ class ConsensusManager(Reporting):
         self.cluster_id = self.cluster_id or settings.configuration.birth_id()
         self._around.on_born(self.cluster_id)
         self._hard_state = recovered.hard_state
+        self._replay = (self._state.applied_index, recovered.last_index)
         self.machine = build_machine(
             settings.algorithm,
             self.node_id,
@@ -373,6 +378,8 @@ class ConsensusManager(Reporting):
                 self._hard_state = effect.hard_state
             self._log.append(effect.ticket + self._ticket_base, effect.hard_state, effect.batch)
         elif isinstance(effect, Apply):
+            if self.commit_times:
+                self.commit_times.committed(effect.batch.entries[-1].index, self.clock())
             self.applier.add(effect.batch)
         elif isinstance(effect, ServeReads):
             self.reads.confirmed(effect.requests, effect.index)
@@ -388,8 +395,11 @@ class ConsensusManager(Reporting):
     def _transmit(self, send: Send) -> None:
         assert self.machine is not None
         assert self._links is not None, "a cluster of one sends nothing"
-        if self.speaks:
-            self._links.send(send.to, frames.MACHINE, self.machine.encode(send.message), urgent=send.urgent)
+        if not self.speaks:
+            return
+        parts = self.machine.encode(send.message)
+        if not self._links.send(send.to, frames.MACHINE, parts, urgent=send.urgent) and send.urgent:
+            self.heartbeat_failures[send.to] = self.heartbeat_failures.get(send.to, 0) + 1
 
     def _leadership_changed(self, change: LeadershipChanged) -> None:
         self._logger.info(
@@ -400,6 +410,7 @@ class ConsensusManager(Reporting):
         if change.leader is not None and change.leader != self._last_leader:
             self._last_leader = change.leader
             self.leader_changes_total += 1
+        self.commit_times.forget()
         self.proposals.leadership_changed()
         self.reads.ask_again()
         self._loop.call_soon(self._pursue_changes)
@@ -484,6 +495,8 @@ class ConsensusManager(Reporting):
 
     def append(self, payloads: list[bytes]) -> None:
         """Propose as the leader."""
+        assert self.machine is not None
+        self.commit_times.appended(self.machine.last_index + len(payloads), self.clock())
         self.feed(Proposed(payloads, self._around.wall_ms()))
 
     def ask_machine(self, request: int) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, product
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kvorum.consensus import frames
-from kvorum.consensus.changes import Action, Change, Facts, Outcome, plan, quorum_flaw
+from kvorum.consensus.changes import ACTIONS, Action, Change, Facts, Outcome, plan, quorum_flaw
 from kvorum.core.cluster import Configuration
 from kvorum.core.errors import RemoteError
 from kvorum.core.machine import Role, TransferAsked
@@ -41,6 +41,10 @@ CHECK_S: Final = 0.2
 """A learner that at so many checks in a row lacks no more than so many committed entries becomes a voter."""
 
 TICK_S: Final = 0.02
+
+DONE: Final = "done"
+RESULTS: Final = (DONE, "failed")
+"""How a change or a hand-over ended, as the metrics spell it."""
 
 _STANDALONE: Final = "this node runs alone, without peers: its membership cannot change (UNSUPPORTED)"
 
@@ -145,9 +149,10 @@ class Membership:
         self._jobs: list[_Job] = []
         self._caught_up: dict[NodeId, int] = {}
         self._checked_at = 0.0
-        self.transfers_total = 0
-        self.promotions_total = 0
-        self.replacements_total = 0
+        self.changes = dict.fromkeys(product(ACTIONS[:-1], RESULTS), 0)
+        """Changes this node decided as the leader, asked for or its own, by action and result."""
+        self.transfers = dict.fromkeys(product(("manual", "removal", "shutdown"), RESULTS), 0)
+        """Hand-overs of leadership from here, by reason and result."""
 
     # --- asking, on any node ---
 
@@ -287,6 +292,7 @@ class Membership:
                 break
             self._jobs.pop(0)
             if outcome is not None:
+                self._count(job.change.action, ok=outcome.ok)
                 self._logger.info("membership request", action=job.change.action, ok=outcome.ok, text=outcome.text)
             self._answer(job.origin, job.number, outcome)
         for job in [job for job in self._jobs[1:] if now >= job.deadline]:
@@ -295,6 +301,13 @@ class Membership:
             self._answer(job.origin, job.number, Outcome(ok=False, text=text, configuration=host.members))
         if not self._jobs and host.may_serve:
             self._act_alone(now)
+
+    def _count(self, action: str, *, ok: bool) -> None:
+        result = DONE if ok else "failed"
+        if action == Action.TRANSFER:
+            self.transfers["manual", result] += 1
+        else:
+            self.changes[action, result] += 1
 
     def _advance(self, job: _Job, now: float) -> tuple[bool, Outcome | None]:
         """One step: whether the job has ended, and the outcome; none says that another leader must be asked."""
@@ -347,7 +360,6 @@ class Membership:
             flaw = self._transfer_flaw(machine, target)
             if flaw is None:
                 job.handing_over = True
-                self.transfers_total += 1
                 host.feed(TransferAsked(target))
             elif not transfers:
                 job.handed_over = True
@@ -359,6 +371,7 @@ class Membership:
             if machine.leader is None and now < job.deadline:
                 return False, None
             if not transfers:
+                self.transfers["removal", DONE] += 1
                 return True, None
             ok = machine.leader is not None and target in (None, machine.leader)
             text = f"node {machine.leader} leads" if machine.leader is not None else "nobody leads yet; look again"
@@ -366,6 +379,8 @@ class Membership:
         if machine.transferring_to is not None:
             return False, None
         job.handed_over = not transfers
+        if not transfers:
+            self.transfers["removal", "failed"] += 1
         text = "the other node did not take over in time; this node still leads"
         return transfers, Outcome(ok=False, text=text, configuration=machine.configuration) if transfers else None
 
@@ -380,12 +395,13 @@ class Membership:
         if machine is None or not host.is_leader or self._transfer_flaw(machine, None) is not None:
             return
         end = host.clock() + 2 * host.settings.timings.election_timeout_s
-        self.transfers_total += 1
         host.feed(TransferAsked(None))
         while host.clock() < end and machine.leader in (None, host.node_id):  # a poll per tick, in shut-down only
             if machine.role == Role.LEADER and machine.transferring_to is None:
                 break
             await asyncio.sleep(TICK_S)
+        taken = machine.leader not in {None, host.node_id}
+        self.transfers["shutdown", DONE if taken else "failed"] += 1
         self._logger.info("leadership handed over", leader=machine.leader)
 
     def _transfer_flaw(self, machine: Machine, target: NodeId | None) -> str | None:
@@ -465,7 +481,7 @@ class Membership:
             )
             if not following.voters or quorum_flaw(following, self._reachable(now)) is not None:
                 continue
-            self.replacements_total += 1
+            self._count(Action.REPLACE, ok=True)
             self._logger.warning(
                 "an empty data directory takes a seat over, as a learner",
                 node=member.node_id,
@@ -496,7 +512,7 @@ class Membership:
                 tuple(replace(m, voter=True) if m.node_id == node_id else m for m in machine.configuration.members)
             )
             if self._caught_up[node_id] >= CHECKS and quorum_flaw(following, reachable) is None:
-                self.promotions_total += 1
+                self._count(Action.PROMOTE, ok=True)
                 self._logger.info("a learner has caught up and becomes a voter", node=node_id)
                 return following
         return None

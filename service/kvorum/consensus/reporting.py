@@ -37,6 +37,7 @@ class Reporting:
     _state: StateMachine
     _stopping: bool
     _leaving: bool
+    _replay: tuple[Index, Index]
 
     clock: Callable[[], float]
     """Monotonic seconds."""
@@ -183,6 +184,22 @@ class Reporting:
         if self.machine is not None:
             committed = max(committed, self.machine.commit_index)
         return max(0, committed - self.applied_index)
+
+    def replay(self) -> tuple[int, float]:
+        """Entries that the log held beyond the store when this process began, and the part of them applied since."""
+        begin, end = self._replay
+        if end <= begin:
+            return 0, 1.0
+        return end - begin, min(1.0, (self.applied_index - begin) / (end - begin))
+
+    def voters_reachable(self) -> int:
+        """Voters whose data directory was heard within the node timeout; this node too, if it votes and speaks."""
+        now, limit = self.clock(), self.settings.node_timeout_s
+        ages = {
+            voter: 0.0 if voter == self.node_id and self.speaks else self.contacts.seat_age_s(voter, now)
+            for voter in self.members.voters
+        }
+        return sum(age is not None and age < limit for age in ages.values())
 
     def _caught_up(self) -> bool:
         """Applied reaches what the leader itself said to be committed, but for what is under way."""

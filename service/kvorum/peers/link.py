@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     from kvorum.core.ids import NodeId
     from kvorum.core.ports import Greeting, PeerHandler
     from kvorum.peers.quiet_log import QuietLog
+
+DNS_REASONS: Final[dict[int | None, str]] = {
+    socket.EAI_NONAME: "unknown_name",
+    socket.EAI_AGAIN: "try_again",
+    None: "other",
+}
+"""What the resolver says, as the metrics spell it."""
 
 _FIRST_FOREIGN: Final = FrameKind.FIRST_FOREIGN
 _pack_header = FRAME_HEADER.pack
@@ -88,6 +96,8 @@ class OutgoingLink:
         self._frames_refused = 0
         self._dials = 0
         self._dials_failed = 0
+        self.dns_failures = dict.fromkeys(DNS_REASONS.values(), 0)
+        """Dials that failed because the peer's name was not found, by reason."""
         self._links_lost = 0
         self._round_trip_s = 0.0
         self.round_trips = LatencyHistogram(0.00005, 16)
@@ -245,6 +255,8 @@ class OutgoingLink:
             return f"no connection within {CONNECT_TIMEOUT_S} s"
         except (OSError, ValueError) as error:
             self._dials_failed += 1
+            if isinstance(error, socket.gaierror):
+                self.dns_failures[DNS_REASONS.get(error.errno, "other")] += 1
             return f"cannot connect: {error}"
         if self._dialled != self._endpoints[self._peer]:
             connection.fail("the peer moved while it was dialled")

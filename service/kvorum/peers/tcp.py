@@ -222,6 +222,10 @@ class TcpPeerLinks:
         """Histogram of ping round trips per peer."""
         return {peer: link.round_trips for peer, link in self._links.items()}
 
+    def dns_failures(self) -> dict[NodeId, dict[str, int]]:
+        """Dials that failed because a peer's name was not found, by reason."""
+        return {peer: link.dns_failures for peer, link in self._links.items()}
+
     @property
     def callers_refused(self) -> int:
         """Connections that were turned away since the start."""

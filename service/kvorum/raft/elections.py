@@ -38,6 +38,7 @@ class Elections:
         self.stood_total = 0
         self.won_total = 0
         self.lost_total = 0
+        self.timed_out_total = 0
         self.prevotes_lost_total = 0
 
     @property
@@ -76,7 +77,7 @@ class Elections:
             if self._prevote:
                 self.prevotes_lost_total += 1
             else:
-                self.lost_total += 1
+                self.timed_out_total += 1
         state.role = Role.CANDIDATE
         state.leader = None
         state.reason = "heard no leader for an election timeout" if state.has_seen_leader else "no leader known yet"

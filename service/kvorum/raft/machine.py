@@ -302,6 +302,7 @@ class RaftMachine(RaftState):
             "elections_stood_total": self._elections.stood_total,
             "elections_won_total": self._elections.won_total,
             "elections_lost_total": self._elections.lost_total,
+            "elections_timed_out_total": self._elections.timed_out_total,
             "prevotes_lost_total": self._elections.prevotes_lost_total,
             "transferring_to": self.transferring_to,
             "transfers_total": self._replicator.transfer.total,

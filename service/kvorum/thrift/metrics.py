@@ -1,4 +1,4 @@
-"""The edge in Prometheus' words (names of operations section 5.2); runs when somebody scrapes."""
+"""The edge in Prometheus' words (docs/operations/metrics.md); runs when somebody scrapes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ _TRANSACTION_RESULTS = {
     ErrorCode.INTERNAL: "unknown",
 }
 
+_REJECTIONS = {
+    ErrorCode.UNAVAILABLE: "no_leader",
+    ErrorCode.NOT_LEADER: "not_leader",
+    ErrorCode.OVERLOADED: "overload",
+    ErrorCode.TIMEOUT: "deadline",
+    ErrorCode.STALE: "stale",
+}
+
 
 def edge_metrics(server: ThriftServer) -> Iterable[Metric]:
     """Requests by method and code, latency, transactions, connections, malformed input."""
@@ -30,6 +38,12 @@ def edge_metrics(server: ThriftServer) -> Iterable[Metric]:
     yield Metric("kvorum_rpc_duration_seconds", "histogram", "From last byte in to reply.", list(latency))
     waiting = [({"method": m.name}, m.in_flight) for m in methods]
     yield Metric("kvorum_rpc_in_flight", "gauge", "Calls received and not decided.", list(waiting))
+    rejected = dict.fromkeys(_REJECTIONS.values(), 0)
+    for method in methods:
+        for code, reason in _REJECTIONS.items():
+            rejected[reason] += method.failed.get(code, 0)
+    reasons = [({"reason": reason}, count) for reason, count in rejected.items()]
+    yield Metric("kvorum_rpc_rejected_total", "counter", "Calls that this node could not serve.", list(reasons))
     commit = server.edge.methods["atomicCommit"]
     results = dict.fromkeys(("committed", "conflict", "too_old", "unknown", "aborted"), 0)
     results["committed"] = commit.ok

@@ -368,3 +368,15 @@ async def test_links_caller_of_a_stream_that_asks_wrongly_is_cut(sent: bytes, sa
     assert said in heard[-1]
     writer.close()
     await listening.stop()
+
+
+async def test_links_name_nobody_knows_is_counted_as_such() -> None:
+    """A dial that fails because the peer's name is not found is counted apart from a peer that does not listen."""
+    dialling = links(0, peers={1: "nobody.invalid:9", 2: "127.0.0.1:1"})
+    dialling.start(Owner(0))
+    await until(lambda: min(figures["dials_failed"] for figures in dialling.statistics().values()) >= 1)
+    failures = dialling.dns_failures()
+    await dialling.stop()
+
+    assert sum(failures[1].values()) >= 1
+    assert sum(failures[2].values()) == 0

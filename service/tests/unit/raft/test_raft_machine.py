@@ -25,7 +25,7 @@ from kvorum.core.machine import (
     Ticked,
 )
 from kvorum.raft.machine import RaftMachine, RaftSettings
-from kvorum.raft.messages import AppendRequest, Heartbeat
+from kvorum.raft.messages import AppendRequest, Heartbeat, VoteReply
 from kvorum.raft.reads import READS_WAITING_MAX
 from kvorum.raft.state import APPLIES_UNDER_WAY_MAX
 from tests.scripts.raft_world import Disk, World, static_configuration
@@ -381,3 +381,24 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
     """The error names the value and what is allowed."""
     with pytest.raises(ValueError, match="must be"):
         RaftSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_candidacies_are_counted_by_their_end() -> None:
+    """Won, never answered in the PreVote, and never answered as a candidate are three different things."""
+    world = elected()
+    assert world.nodes[0].core.statistics()["elections_won_total"] == 1
+
+    core = world.nodes[1].core
+    for _ in range(400):
+        world.tick(1, 0.02)
+    figures = core.statistics()
+    assert figures["is_asking"]
+    assert figures["prevotes_lost_total"] > 0
+    assert figures["elections_timed_out_total"] == 0
+
+    core.handle(Received(2, VoteReply(core.term + 1, prevote=True, granted=True)))
+    for _ in range(100):
+        world.tick(1, 0.02)
+
+    assert core.statistics()["elections_timed_out_total"] == 1
+    assert core.statistics()["elections_lost_total"] == 0
