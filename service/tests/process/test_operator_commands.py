@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,6 +40,16 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
+
+
+def counted(cluster: LocalCluster, sample: str) -> float:
+    """Sum of one sample of /metrics over all nodes."""
+    total = 0.0
+    for node in cluster.nodes:
+        with urllib.request.urlopen(f"http://{node.http_endpoint}/metrics", timeout=5) as page:
+            lines = page.read().decode().splitlines()
+        total += sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample + " "))
+    return total
 
 
 def voters(endpoints: str) -> set[int]:
@@ -81,6 +92,9 @@ def test_operator_moves_the_leader_and_learns_why_not(cluster: LocalCluster) -> 
     refused = kvorum("leader", "move", "7", "-e", endpoints)
     assert refused.returncode == 1
     assert "node 7 is no member of this cluster" in refused.stderr
+    transfers = 'kvorum_raft_leader_transfers_total{reason="manual",result="%s"}'
+    assert counted(cluster, transfers % "done") == 1
+    assert counted(cluster, transfers % "failed") == 1
     nowhere = kvorum("member", "list", "-e", "127.0.0.1:1999")
     assert nowhere.returncode == 1
     assert "no node answers over HTTP" in nowhere.stderr
@@ -106,6 +120,9 @@ def test_operator_adds_removes_and_replaces_members(cluster: LocalCluster) -> No
     assert "is removed" in done("member", "remove", "3", "-e", endpoints)["text"]
     assert voters(endpoints) == {0, 1, 2}
     cluster.nodes.pop().stop()
+    for operation in ("add", "promote", "remove"):
+        sample = f'kvorum_raft_membership_changes_total{{op="{operation}",result="done"}}'
+        assert counted(cluster, sample) == 1, operation
 
     leader = done("leader", "show", "-e", endpoints)["leader_id"]
     lost = cluster.nodes[(leader + 1) % 3]
