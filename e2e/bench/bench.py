@@ -18,7 +18,6 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,13 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusters import Cluster, ClusterError, Etcd, Kvorum
+from generator import BenchError, Generator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SOURCE = Path(__file__).resolve().parent / "closedloop.c"
 FIGURES = ("rate_per_s", "p50_ms", "p99_ms")
-SILENCE_S = 60
 SUSTAINED_CONNECTIONS = 256
 SUSTAINED_S = 30.0
 
@@ -62,43 +60,13 @@ SINGLE_CONNECTION_ONLY = {"put-follower"}
 """Measured for its latency: what forwarding costs one client."""
 
 
-class BenchError(Exception):
-    """The bench cannot go on; the text says why."""
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the things that are measured in alternation."""
 
-
-class Generator:
-    """The compiled closed-loop generator."""
-
-    def __init__(self, folder: Path) -> None:
-        """Compile it."""
-        compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-        if compiler is None:
-            msg = "no C compiler: the load generator is compiled on the spot; install gcc or set CC"
-            raise BenchError(msg)
-        self._program = folder / "closedloop"
-        command = [compiler, "-O2", "-o", str(self._program), str(SOURCE)]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        if built.returncode:
-            msg = f"{' '.join(command)} failed:\n{built.stderr}"
-            raise BenchError(msg)
-
-    def run(self, cluster: Cluster, endpoints: Sequence[str], *options: str, seconds: float) -> dict[str, float]:
-        """One run; raises on the first bad reply or lost connection."""
-        command = [str(self._program), "--protocol", cluster.protocol, "--endpoints", ",".join(endpoints), *options]
-        try:
-            done = subprocess.run(
-                [*command, "--seconds", str(seconds)],
-                capture_output=True, text=True, check=False, timeout=seconds + 10 * SILENCE_S,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            msg = f"{cluster.name}: the generator did not end: {' '.join(command)}"
-            raise BenchError(msg) from error
-        if done.returncode:
-            cluster.check()
-            msg = f"{cluster.name}: {done.stderr.strip() or 'no answer'} ({' '.join(command)})"
-            raise BenchError(msg)
-        figures: dict[str, float] = json.loads(done.stdout)
-        return figures
+    name: str
+    cluster: Cluster
+    work: Work
 
 
 class Bench:
@@ -122,21 +90,30 @@ class Bench:
 
     def cell(self, name: str, connections: int) -> dict[str, object]:
         """Measure one cell in alternation; medians of its figures, and kvorum over etcd as ratios."""
-        rounds: dict[str, list[dict[str, float]]] = {cluster.name: [] for cluster in self._clusters}
+        sides = [Side(cluster.name, cluster, WORKS[name]) for cluster in self._clusters]
+        return {"work": name, "connections": connections, **self._alternate(sides, connections)}
+
+    def versus(self, names: tuple[str, str], connections: int) -> dict[str, object]:
+        """Measure two kinds of work on kvorum in alternation; medians, and the first over the second as ratios."""
+        sides = [Side(name, self._clusters[0], WORKS[name]) for name in names]
+        return {"versus": list(names), "connections": connections, **self._alternate(sides, connections)}
+
+    def _alternate(self, sides: list[Side], connections: int) -> dict[str, object]:
+        """Each side once per round; which one begins changes, so that neither has always the better moment."""
+        rounds: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
         for number in range(self._options.rounds):
-            for cluster in self._clusters:
-                options = ("--seed", str(1000 * number + 1), "--warmup", str(self._options.warmup))
-                rounds[cluster.name].append(self._measured(cluster, WORKS[name], connections, *options))
-        row: dict[str, object] = {"work": name, "connections": connections}
-        for side, runs in rounds.items():
-            row[side] = {figure: statistics.median(run[figure] for run in runs) for figure in runs[0]}
-            row[f"{side}_runs"] = runs
-        if len(rounds) > 1:
-            ours, theirs = rounds["kvorum"], rounds["etcd"]
-            row["ratios"] = {
-                figure: statistics.median(a[figure] / b[figure] for a, b in zip(ours, theirs, strict=True))
-                for figure in FIGURES
-            }
+            options = ("--seed", str(1000 * number + 1), "--warmup", str(self._options.warmup))
+            for side in sides if number % 2 == 0 else reversed(sides):
+                rounds[side.name].append(self._measured(side.cluster, side.work, connections, *options))
+        row: dict[str, object] = {}
+        for name, runs in rounds.items():
+            row[name] = {figure: statistics.median(run[figure] for run in runs) for figure in runs[0]}
+            row[f"{name}_runs"] = runs
+        if len(sides) > 1:
+            first, second = rounds.values()
+            pairs = [{figure: a[figure] / b[figure] for figure in FIGURES} for a, b in zip(first, second, strict=True)]
+            row["pairs"] = pairs
+            row["ratios"] = {figure: statistics.median(pair[figure] for pair in pairs) for figure in FIGURES}
         return row
 
     def sustained(self) -> dict[str, object]:
@@ -211,11 +188,19 @@ def run(options: argparse.Namespace) -> None:
         bench = Bench(generator, clusters, options)
         bench.preload()
         rows = []
-        print("\n" + table_head(both=len(clusters) > 1), flush=True)
+        if options.only:
+            print("\n" + table_head(both=len(clusters) > 1), flush=True)
         for name in options.only:
             for connections in [1] if name in SINGLE_CONNECTION_ONLY else options.connections:
                 rows.append(bench.cell(name, connections))
                 print(table_row(rows[-1]), flush=True)
+                if options.pairs and "pairs" in rows[-1]:
+                    print(pair_lines(rows[-1], ("kvorum", "etcd")), flush=True)
+        if options.versus:
+            print(f"\n{options.versus[0]} / {options.versus[1]}, both on kvorum", flush=True)
+            for connections in options.connections:
+                rows.append(bench.versus(options.versus, connections))
+                print(pair_lines(rows[-1], options.versus), flush=True)
         memory = {cluster.name: cluster.resident_mib() for cluster in clusters}
         print()
         for side, figures in memory.items():
@@ -281,6 +266,27 @@ def table_row(row: dict[str, object]) -> str:
     return line
 
 
+def pair_lines(row: dict[str, object], names: tuple[str, str]) -> str:
+    """A line for each alternation, and one with the medians; rates, 99th percentiles, and the ratios of both."""
+    pairs, ratios = row["pairs"], row["ratios"]
+    sides = [(row[name], row[f"{name}_runs"]) for name in names]
+    assert isinstance(pairs, list)
+
+    def line(title: str, runs: list[dict[str, float]], ratio: dict[str, float]) -> str:
+        shown = "   ".join(
+            f"{name} {run['rate_per_s']:>8,.0f}/s p99 {run['p99_ms']:>7.2f} ms"
+            for name, run in zip(names, runs, strict=True)
+        )
+        return f"  {title:>9}: {shown}   rate x {ratio['rate_per_s']:.2f}   p99 x {ratio['p99_ms']:.2f}"
+
+    lines = [
+        line(f"pair {number + 1}", [runs[number] for _, runs in sides], pair)  # type: ignore[index]
+        for number, pair in enumerate(pairs)
+    ]
+    lines.append(line("medians", [median for median, _ in sides], ratios))  # type: ignore[misc, arg-type]
+    return f"  {row['connections']} connections\n" + "\n".join(lines)
+
+
 def _mib(figures: Sequence[float]) -> str:
     return "  ".join(f"{figure:.0f}" for figure in figures)
 
@@ -293,7 +299,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--connections", default="64" if quick else "1,64,256", help="comma-separated (default %(default)s)"
     )
-    parser.add_argument("--only", default=",".join(WORKS), help="comma-separated kinds of work (default %(default)s)")
+    parser.add_argument("--only", help=f"comma-separated kinds of work (default {','.join(WORKS)}; none with --versus)")
     parser.add_argument("--rounds", type=int, default=1 if quick else 3)
     parser.add_argument("--seconds", type=float, default=2.0 if quick else 6.0, help="measured time of one run")
     parser.add_argument("--warmup", type=float, default=0.5 if quick else 1.0, help="unmeasured time before it")
@@ -301,6 +307,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--value-bytes", type=int, default=256)
     parser.add_argument("--etcd", default=os.environ.get("KVORUM_BENCH_ETCD") or shutil.which("etcd"), metavar="PATH")
     parser.add_argument("--no-etcd", action="store_const", const=None, dest="etcd", help="kvorum alone")
+    parser.add_argument("--pairs", action="store_true", help="also print each alternation, not only the medians")
+    parser.add_argument(
+        "--versus", metavar="A,B", help="also two kinds of work on kvorum in alternation, such as put-once,put"
+    )
     parser.add_argument("--sustained", action="store_true", help="also the sustained put run")
     parser.add_argument("--sustained-seconds", type=float, default=SUSTAINED_S, help=argparse.SUPPRESS)
     parser.add_argument("--dir", type=Path, help="parent of the data folders (default: the system's temporary folder)")
@@ -310,10 +320,16 @@ def parse_options() -> argparse.Namespace:
         options.connections = [int(text) for text in options.connections.split(",")]
     except ValueError:
         parser.error("--connections takes numbers such as 1,64,256")
+    if options.only is None:
+        options.only = "" if options.versus else ",".join(WORKS)
     options.only = [name for name in options.only.split(",") if name]
-    unknown = set(options.only) - set(WORKS)
-    if unknown:
-        parser.error(f"--only {','.join(sorted(unknown))}: not one of {', '.join(WORKS)}")
+    options.versus = tuple(options.versus.split(",")) if options.versus else ()
+    if options.versus and len(set(options.versus)) != len(("A", "B")):
+        parser.error("--versus takes two different kinds of work, such as put-once,put")
+    for option, names in (("only", options.only), ("versus", options.versus)):
+        unknown = set(names) - set(WORKS)
+        if unknown:
+            parser.error(f"--{option} {','.join(sorted(unknown))}: not one of {', '.join(WORKS)}")
     if options.etcd and not os.access(options.etcd, os.X_OK):
         parser.error(f"--etcd {options.etcd}: no such program")
     return options

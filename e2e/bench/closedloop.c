@@ -11,11 +11,19 @@
  *
  *     closedloop --protocol thrift|grpc --work put|put-once|get|get-local --endpoints IP:PORT[,IP:PORT...]
  *                [--connections N] [--seconds S] [--warmup S] [--space N] [--value-bytes N] [--seed N] [--preload]
+ *                [--rate N] [--window S] [--random-values]
+ *
+ * Behind its key a value is always the same letter, or with --random-values bytes that no storage engine can compress.
  *
  * put-once is put with an identity, client_id and request_id, so that kvorum remembers its outcome; each connection is
  * a client of its own. etcd has no such thing: there it is put.
  *
- * Prints one line of JSON: requests, rate_per_s, and the latencies p50_ms, p90_ms, p99_ms, p999_ms, max_ms.
+ * With --rate the requests are due at even distances, so many per second over all connections. One that must wait for a
+ * free connection is sent as soon as there is one, and its latency counts from when it was due: a slow server cannot hide
+ * behind requests that were never sent.
+ *
+ * Prints one line of JSON: requests, rate_per_s, and the latencies p50_ms, p90_ms, p99_ms, p999_ms, max_ms. With --window
+ * there is such a line for each full window as well, while the load goes on; the last line is the whole run's.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -33,6 +41,7 @@
 #include <sys/epoll.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -55,10 +64,10 @@ static struct {
     enum protocol protocol;
     enum work work;
     int connections;
-    double seconds, warmup;
+    double seconds, warmup, rate, window;
     uint64_t space, seed;
     size_t value_bytes;
-    bool preload, once;
+    bool preload, once, random_values;
     struct sockaddr_in endpoints[ENDPOINTS_MAX];
     int endpoint_count;
 } options = { .connections = 1, .seconds = 5, .warmup = 1, .space = 100000, .seed = 1, .value_bytes = 256 };
@@ -89,27 +98,37 @@ static uint64_t next_random(void) { /* splitmix64 */
 /* ---- Histogram: 64 linear steps per power of two of nanoseconds, so a bucket is at most 1.6 % wide. ---- */
 
 enum { STEP_BITS = 6, STEPS = 1 << STEP_BITS, BUCKETS = (64 - STEP_BITS + 1) * STEPS };
-static uint64_t histogram[BUCKETS], samples, longest_ns;
+struct tally { uint64_t histogram[BUCKETS], samples, longest_ns; };
+static struct tally whole, window;
 
-static void record(uint64_t ns) {
+static void record(struct tally *t, uint64_t ns) {
     int shift = ns < STEPS ? 0 : 63 - __builtin_clzll(ns) - STEP_BITS;
-    histogram[shift * STEPS + (int)(ns >> shift)]++;
-    samples++;
-    if (ns > longest_ns)
-        longest_ns = ns;
+    t->histogram[shift * STEPS + (int)(ns >> shift)]++;
+    t->samples++;
+    if (ns > t->longest_ns)
+        t->longest_ns = ns;
 }
 
-static double percentile_ms(double fraction) {
-    uint64_t rank = (uint64_t)((double)samples * fraction), seen = 0;
+static double percentile_ms(const struct tally *t, double fraction) {
+    uint64_t rank = (uint64_t)((double)t->samples * fraction), seen = 0;
     for (int i = 0; i < BUCKETS; i++) {
-        seen += histogram[i];
+        seen += t->histogram[i];
         if (seen > rank) {
             int shift = i < 2 * STEPS ? 0 : i / STEPS - 1;
             uint64_t low = (uint64_t)(i - shift * STEPS) << shift;
             return ((double)low + (double)((uint64_t)1 << shift) / 2) / 1e6;
         }
     }
-    return (double)longest_ns / 1e6;
+    return (double)t->longest_ns / 1e6;
+}
+
+static void print_figures(const struct tally *t, double seconds) {
+    printf("{\"connections\": %d, \"seconds\": %.3f, \"requests\": %llu, \"rate_per_s\": %.1f, \"p50_ms\": %.4f, "
+           "\"p90_ms\": %.4f, \"p99_ms\": %.4f, \"p999_ms\": %.4f, \"max_ms\": %.4f}\n",
+           options.connections, seconds, (unsigned long long)t->samples, (double)t->samples / seconds,
+           percentile_ms(t, .5), percentile_ms(t, .9), percentile_ms(t, .99), percentile_ms(t, .999),
+           (double)t->longest_ns / 1e6);
+    fflush(stdout);
 }
 
 /* ---- Bytes. ---- */
@@ -496,8 +515,8 @@ static void open_connection(struct connection *c, int number, int poller) {
 
 static uint64_t preloaded;
 
-/* False when there is nothing left to send. */
-static bool send_request(struct connection *c) {
+/* False when there is nothing left to send. `due`: since when it should have been sent; 0 for now. */
+static bool send_request(struct connection *c, uint64_t due) {
     if (options.preload && preloaded == options.space)
         return false;
     uint64_t number = options.preload ? preloaded++ : next_random() % options.space;
@@ -507,6 +526,11 @@ static bool send_request(struct connection *c) {
     memcpy(request.bytes + key_at, c->key, KEY_BYTES);
     if (value_at)
         memcpy(request.bytes + value_at, c->key, KEY_BYTES);
+    for (size_t at = KEY_BYTES; options.random_values && value_at && at < options.value_bytes; at += 8) {
+        uint64_t bits = next_random();
+        size_t left = options.value_bytes - at;
+        memcpy(request.bytes + value_at + at, &bits, left < 8 ? left : 8);
+    }
     c->sequence += options.protocol == GRPC ? 2 : 1;
     for (int i = 0; i < 4; i++) {
         unsigned char byte = (unsigned char)(c->sequence >> (24 - 8 * i));
@@ -519,7 +543,7 @@ static bool send_request(struct connection *c) {
         }
     }
     c->waiting = true;
-    c->sent_at = now_ns();
+    c->sent_at = due ? due : now_ns();
     write_all(c->fd, request.bytes, request.length);
     return true;
 }
@@ -539,24 +563,101 @@ static bool receive(struct connection *c) {
     return read_thrift_reply(c) == 1;
 }
 
+/* ---- Requests that are due at even distances, and the connections that are free for them. ---- */
+
+static struct {
+    int timer;
+    uint64_t start, count;
+    struct connection **free;       /* a ring: who is free for longest is first */
+    int first, free_count;
+} pace;
+
+static void set_free(struct connection *c) {
+    pace.free[(pace.first + pace.free_count++) % options.connections] = c;
+}
+
+/* Sends what is due by now, and wakes the loop when the next is; returns how many requests went out. */
+static int send_due(uint64_t end) {
+    int sent = 0;
+    uint64_t due = 0;
+    for (;; sent++, pace.count++) {
+        due = pace.start + (uint64_t)((double)pace.count * 1e9 / options.rate);
+        if (!pace.free_count || due >= end || due > now_ns())
+            break;
+        struct connection *c = pace.free[pace.first];
+        pace.first = (pace.first + 1) % options.connections;
+        pace.free_count--;
+        send_request(c, due);
+    }
+    if (pace.free_count) {
+        uint64_t wake = due < end ? due : end;
+        struct itimerspec at = { .it_value = { (time_t)(wake / 1000000000u), (long)(wake % 1000000000u) } };
+        timerfd_settime(pace.timer, TFD_TIMER_ABSTIME, &at, NULL);
+    }
+    return sent;
+}
+
+static void open_timer(int poller) {
+    struct epoll_event event = { .events = EPOLLIN, .data.ptr = NULL };
+    pace.timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    pace.free = calloc((size_t)options.connections, sizeof *pace.free);
+    if (pace.timer < 0 || !pace.free || epoll_ctl(poller, EPOLL_CTL_ADD, pace.timer, &event) != 0)
+        fail(1, "no memory or no timer");
+}
+
+static void hear_timer(void) {
+    uint64_t times;
+    if (read(pace.timer, &times, sizeof times) < 0 && errno != EAGAIN)
+        fail(1, "timer: %s", strerror(errno));
+}
+
+static void close_windows(uint64_t now, uint64_t begin, uint64_t end) {
+    static uint64_t closed;
+    uint64_t length = (uint64_t)(options.window * 1e9);
+    for (uint64_t until; length && (until = begin + (closed + 1) * length) <= now && until <= end; closed++) {
+        print_figures(&window, options.window);
+        memset(&window, 0, sizeof window);
+    }
+}
+
+/* The next request of a connection that is free; true if one went out. */
+static bool go_on(struct connection *c) {
+    if (!options.rate)
+        return send_request(c, 0);
+    set_free(c);
+    return false;
+}
+
 static uint64_t drive(struct connection *connections, int poller, uint64_t begin, uint64_t end) {
     struct epoll_event events[EVENTS_MAX];
-    uint64_t last_reply = now_ns(), finished = end;
+    uint64_t last_reply = now_ns(), finished = end, now = last_reply;
     int out = 0;
+    pace.start = now;
     for (int i = 0; i < options.connections; i++)
-        out += send_request(&connections[i]);
-    while (out) {       /* after the end no request is sent any more, but each that is out is still checked */
+        out += go_on(&connections[i]);
+    /* After the end no request is sent any more, but each that is out is still checked. */
+    while (out || (options.rate && now < end)) {
+        if (!out)
+            last_reply = now;
+        if (options.rate)
+            out += send_due(end);
         int ready = epoll_wait(poller, events, EVENTS_MAX, 1000);
+        now = now_ns();
+        close_windows(now, begin, end);
         for (int i = 0; i < ready; i++) {
             struct connection *c = events[i].data.ptr;
-            if (!receive(c))
+            if (!c)
+                hear_timer();
+            if (!c || !receive(c))
                 continue;
             uint64_t at = last_reply = now_ns();
             c->waiting = false;
             out--;
-            if (at >= begin && at < end)
-                record(at - c->sent_at);
-            if (at < end && send_request(c))
+            if (at >= begin && at < end) {
+                record(&whole, at - c->sent_at);
+                record(&window, at - c->sent_at);
+            }
+            if (at < end && go_on(c))
                 out++;
             else if (options.preload)
                 finished = at;
@@ -564,6 +665,7 @@ static uint64_t drive(struct connection *connections, int poller, uint64_t begin
         if (out && now_ns() - last_reply > (uint64_t)SILENCE_S * 1000000000u)
             fail(1, "%d requests were not answered within %d s", out, SILENCE_S);
     }
+    close_windows(now_ns(), begin, end);
     return finished;
 }
 
@@ -599,7 +701,8 @@ static void parse_options(int count, char **arguments) {
         { "protocol", 1, NULL, 'p' }, { "work", 1, NULL, 'w' },        { "endpoints", 1, NULL, 'e' },
         { "connections", 1, NULL, 'c' }, { "seconds", 1, NULL, 's' },  { "warmup", 1, NULL, 'u' },
         { "space", 1, NULL, 'k' },    { "value-bytes", 1, NULL, 'v' }, { "seed", 1, NULL, 'r' },
-        { "preload", 0, NULL, 'l' },  { NULL, 0, NULL, 0 },
+        { "preload", 0, NULL, 'l' },  { "rate", 1, NULL, 'a' },        { "window", 1, NULL, 'i' },
+        { "random-values", 0, NULL, 'd' }, { NULL, 0, NULL, 0 },
     };
     int option;
     while ((option = getopt_long(count, arguments, "", known, NULL)) != -1) {
@@ -614,6 +717,9 @@ static void parse_options(int count, char **arguments) {
         case 'v': options.value_bytes = strtoull(optarg, NULL, 10); break;
         case 'r': options.seed = strtoull(optarg, NULL, 10); break;
         case 'l': options.preload = true; break;
+        case 'a': options.rate = atof(optarg); break;
+        case 'i': options.window = atof(optarg); break;
+        case 'd': options.random_values = true; break;
         default: exit(2);
         }
     }
@@ -629,6 +735,10 @@ static void parse_options(int count, char **arguments) {
         fail(2, "--value-bytes must be from %d to %d", KEY_BYTES, VALUE_BYTES_MAX);
     if (options.preload && options.work != PUT)
         fail(2, "--preload goes with --work put");
+    if (options.rate < 0 || options.window < 0)
+        fail(2, "--rate and --window must not be negative");
+    if (options.preload && (options.rate || options.window))
+        fail(2, "--preload goes neither with --rate nor with --window");
 }
 
 int main(int count, char **arguments) {
@@ -638,6 +748,7 @@ int main(int count, char **arguments) {
     struct connection *connections = calloc((size_t)options.connections, sizeof *connections);
     if (poller < 0 || !connections)
         fail(1, "no memory or no epoll");
+    open_timer(poller);
     for (int i = 0; i < options.connections; i++)
         open_connection(&connections[i], i, poller);
 
@@ -646,9 +757,6 @@ int main(int count, char **arguments) {
     uint64_t end = options.preload ? UINT64_MAX : begin + (uint64_t)(options.seconds * 1e9);
     uint64_t finished = drive(connections, poller, begin, end);
     double seconds = (double)(finished - begin) / 1e9;
-    printf("{\"connections\": %d, \"seconds\": %.3f, \"requests\": %llu, \"rate_per_s\": %.1f, \"p50_ms\": %.4f, "
-           "\"p90_ms\": %.4f, \"p99_ms\": %.4f, \"p999_ms\": %.4f, \"max_ms\": %.4f}\n",
-           options.connections, seconds, (unsigned long long)samples, (double)samples / seconds, percentile_ms(.5),
-           percentile_ms(.9), percentile_ms(.99), percentile_ms(.999), (double)longest_ns / 1e6);
-    return samples ? 0 : 1;
+    print_figures(&whole, seconds);
+    return whole.samples ? 0 : 1;
 }

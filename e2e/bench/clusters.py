@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from kvorum.cli.local_cluster import find_free_ports
+from kvorum.cli.local_cluster import HTTP_PORT_DISTANCE, find_free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -110,24 +110,29 @@ class Cluster:
         return [_cpu_seconds(process.pid) for process in self.processes]
 
     def _spawn(self, number: int, command: list[str], environment: dict[str, str] | None = None) -> None:
+        self.processes.append(self._popen(number, command, environment))
+
+    def _popen(
+        self, number: int, command: list[str], environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         with self._log_path(number).open("ab") as log:
-            self.processes.append(
-                subprocess.Popen(
-                    command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder, env=environment
-                )
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder, env=environment
             )
 
-    def _wait(self, look: Callable[[], str | None], what: str) -> str:
-        deadline = time.monotonic() + START_S_MAX
+    def _wait(
+        self, look: Callable[[], str | None], what: str, timeout_s: float = START_S_MAX, pause_s: float = 0.1
+    ) -> str:
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self.check()
             with contextlib.suppress(OSError, ValueError, KeyError, http.client.HTTPException):
                 found = look()
                 if found is not None:
                     return found
-            time.sleep(0.1)
+            time.sleep(pause_s)
         logs = "\n".join(self._tail(number) for number in range(len(self.processes)))
-        msg = f"{self.name}: no sign of {what} after {START_S_MAX:.0f} s\n{logs}"
+        msg = f"{self.name}: no sign of {what} after {timeout_s:.0f} s\n{logs}"
         raise ClusterError(msg)
 
     def _log_path(self, number: int) -> Path:
@@ -140,25 +145,78 @@ class Cluster:
 
 
 class Kvorum(Cluster):
-    """Three `kvorum serve` processes of this interpreter, with the default settings."""
+    """Three `kvorum serve` processes of this interpreter, with the default settings but for what is given as TOML."""
 
     name = "kvorum"
     protocol = "thrift"
+
+    def __init__(self, folder: Path, settings: str = "") -> None:
+        """Nothing runs before `start`."""
+        super().__init__(folder)
+        self._settings = settings
 
     def start(self) -> None:
         """Write one configuration file, start the nodes from it, wait for the leader."""
         ports = find_free_ports(NODES)
         self.endpoints = [f"127.0.0.1:{port}" for port in ports]
-        config = self.folder / "kvorum.toml"
-        config.write_text(
+        self._config.write_text(
             f"[deployment]\nreplica_endpoints = {json.dumps(self.endpoints)}\n\n"
-            f"[database]\nbase_path = {json.dumps(str(self.folder / 'data'))}\n"
+            f"[database]\nbase_path = {json.dumps(str(self.folder / 'data'))}\n\n{self._settings}"
         )
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("KVORUM_", "THRIFT_"))}
         for number in range(NODES):
-            command = [sys.executable, "-m", "kvorum", "serve", "--config", str(config), "--node-id", str(number)]
-            self._spawn(number, [*command, "--log-dir", str(self.folder / f"logs{number}")], environment)
+            self._spawn(number, *self._serve(number))
         self._wait(self.find_leader, "a leader")
+
+    def data_directory(self, number: int) -> Path:
+        """Where a node keeps log and state."""
+        return self.folder / "data" / f"node_{number}"
+
+    def end(self, number: int, how: signal.Signals) -> None:
+        """Send a node a signal and wait until its process is gone."""
+        process = self.processes[number]
+        process.send_signal(how)
+        try:
+            process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired as error:
+            msg = f"{self.name} node {number} goes on {STOP_S_MAX:.0f} s after {how.name}:\n{self._tail(number)}"
+            raise ClusterError(msg) from error
+
+    def restart(self, number: int, timeout_s: float) -> float:
+        """Start a node that has ended; returns the seconds until its `/readyz` says 200."""
+        began = time.monotonic()
+        self.processes[number] = self._popen(number, *self._serve(number))
+        self._wait(lambda: "ready" if self.ready(number) else None, f"a ready node {number}", timeout_s, pause_s=0.01)
+        return time.monotonic() - began
+
+    def ready(self, number: int) -> bool:
+        """Whether `/readyz` of a node says 200."""
+        return self._http(number, "/readyz")[0] == HTTP_OK
+
+    def metrics(self, number: int) -> dict[str, float]:
+        """Figures of a node's `/metrics`, labels being part of the name."""
+        _, text = self._http(number, "/metrics")
+        lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, _, value in lines}
+
+    @property
+    def _config(self) -> Path:
+        return self.folder / "kvorum.toml"
+
+    def _serve(self, number: int) -> tuple[list[str], dict[str, str]]:
+        """Command and environment of a node; the caller's own settings for a node must not reach it."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("KVORUM_", "THRIFT_"))}
+        command = [sys.executable, "-m", "kvorum", "serve", "--config", str(self._config), "--node-id", str(number)]
+        return [*command, "--log-dir", str(self.folder / f"logs{number}")], environment
+
+    def _http(self, number: int, path: str) -> tuple[int, str]:
+        host, _, port = self.endpoints[number].rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port) - HTTP_PORT_DISTANCE, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
 
     def find_leader(self) -> str | None:
         """Ask each node's getStatus whether it leads."""
