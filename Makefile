@@ -4,13 +4,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench sim teeth ledger lock clean
+.PHONY: help demo test check fix bench endurance restart sim teeth ledger lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
 LOCK := .ci/requirements-dev.lock
 # The Python that builds .venv: `make demo PYTHON=/path/to/python` overrules the search.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+NEED_C = command -v cc >/dev/null || { echo "this compiles its load generator: install a C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
 
 help: ## say what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -38,8 +40,19 @@ fix: $(READY) ## format, and repair what lint can repair by itself
 	@$(BIN)/ruff format .
 
 bench: $(READY) ## three nodes against a closed-loop generator, and against etcd if there is one
-	@command -v cc >/dev/null || { echo "make bench compiles its load generator: install a C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
+	@$(NEED_C)
 	@$(BIN)/python e2e/bench/bench.py $(BENCH)
+
+# Minutes of paced writes; ENDURANCE and RESTART hold more options, --help lists them.
+MINUTES ?= 10
+
+endurance: $(READY) ## minutes of writes at half of peak, retention 30 s: is everything bounded, is the rate steady?
+	@$(NEED_C)
+	@$(BIN)/python e2e/bench/endurance.py --minutes $(MINUTES) $(ENDURANCE)
+
+restart: $(READY) ## a million entries, then nodes killed and ended one by one: how soon is each ready again?
+	@$(NEED_C)
+	@$(BIN)/python e2e/bench/restart.py $(RESTART)
 
 # Histories that must count, minutes after which it ends in any case, and where a report goes, if anywhere.
 SIM_SEEDS ?= 2000

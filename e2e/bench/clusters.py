@@ -81,10 +81,10 @@ class Cluster:
         leader = self.leader
         return [endpoint for endpoint in self.endpoints if endpoint != leader]
 
-    def check(self) -> None:
-        """Raise if a node has ended."""
+    def check(self, ended_ok: int | None = None) -> None:
+        """Raise if a node has ended, but for one that was made to."""
         for number, process in enumerate(self.processes):
-            if process.poll() is not None:
+            if number != ended_ok and process.poll() is not None:
                 msg = f"{self.name} node {number} ended with status {process.returncode}:\n{self._tail(number)}"
                 raise ClusterError(msg)
 
@@ -121,11 +121,17 @@ class Cluster:
             )
 
     def _wait(
-        self, look: Callable[[], str | None], what: str, timeout_s: float = START_S_MAX, pause_s: float = 0.1
+        self,
+        look: Callable[[], str | None],
+        what: str,
+        timeout_s: float = START_S_MAX,
+        *,
+        pause_s: float = 0.1,
+        ended_ok: int | None = None,
     ) -> str:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            self.check()
+            self.check(ended_ok)
             with contextlib.suppress(OSError, ValueError, KeyError, http.client.HTTPException):
                 found = look()
                 if found is not None:
@@ -180,6 +186,16 @@ class Kvorum(Cluster):
         except subprocess.TimeoutExpired as error:
             msg = f"{self.name} node {number} goes on {STOP_S_MAX:.0f} s after {how.name}:\n{self._tail(number)}"
             raise ClusterError(msg) from error
+
+    def wait_for_leader_but(self, number: int) -> str:
+        """Endpoint of the leader among the others, as soon as there is one; this node has ended."""
+        dead = self.endpoints[number]
+
+        def look() -> str | None:
+            found = self.find_leader()
+            return found if found != dead else None
+
+        return self._wait(look, "a leader among the others", ended_ok=number, pause_s=0.01)
 
     def restart(self, number: int, timeout_s: float) -> float:
         """Start a node that has ended; returns the seconds until its `/readyz` says 200."""

@@ -32,8 +32,14 @@ if TYPE_CHECKING:
 LOG_FOLDER = "log"
 RATE_WINDOW_S = 30.0
 LOG_BOUND_MIB = 256 + 3 * 64
-"""`[wal] retain_bytes` and three segments: the one being written, the one made ready, and what a checkpoint waits for."""
+"""`[wal] retain_bytes` and three segments: one being written, one made ready, one that a flush must free."""
 RESIDENT_LIMIT_MIB = 1024
+ROW_OVERHEAD_BYTES = 64
+"""Key, version, heads, and the record of the change."""
+RETENTION_LATE_S = 10
+"""How much later than retention says a version may be let go."""
+STATE_ROOM = 3
+"""Times what must be kept: the sweep waits until it is worth a pass, and compaction has to follow it."""
 
 
 class Endurance:
@@ -55,7 +61,7 @@ class Endurance:
         options = self._options
         load = (
             "--work", "put", "--connections", str(options.connections),
-            "--space", str(options.space), "--value-bytes", str(options.value_bytes),
+            "--space", str(options.space), "--value-bytes", str(options.value_bytes), "--random-values",
         )  # fmt: skip
         endpoints = [self._cluster.leader]
         self._generator.run(self._cluster, endpoints, *load, "--preload", seconds=1)
@@ -67,7 +73,6 @@ class Endurance:
             f"{seconds:.0f} s at {self._target:,.0f}/s over {options.space:,} keys of {options.value_bytes} bytes",
             flush=True,
         )
-        # Not always a new warm-up: the pace is below the peak, so the first window is as good as the others.
         paced = (*load, "--seed", "7", "--warmup", "0", "--rate", f"{self._target:.1f}")
         began = shown = time.monotonic()
         samples = self._generator.windows(
@@ -106,9 +111,17 @@ class Endurance:
         return [
             *(below(series, options.resident_mib) for series in self._memories),
             *(bounded(series, options.log_mib) for series in self._logs),
-            *(bounded(series, options.state_mib) for series in self._states),
+            *(bounded(series, self._state_bound_mib()) for series in self._states),
             steady(self._rates(), self._target),
         ]
+
+    def _state_bound_mib(self) -> float:
+        """As given, or a few times what must be kept: each key's newest value, twice, and what retention keeps."""
+        options = self._options
+        if options.state_mib is not None:
+            return float(options.state_mib)
+        rows = 2 * options.space + self._target * (options.retention + RETENTION_LATE_S)
+        return STATE_ROOM * float(rows) * (options.value_bytes + ROW_OVERHEAD_BYTES) / MIB
 
     def _rates(self) -> list[float]:
         requests = [window["requests"] for window in self._windows]
@@ -124,12 +137,11 @@ class Endurance:
             for series in (*self._memories, *self._logs, *self._states)
         ]
         rates, p99 = self._rates(), [window["p99_ms"] for window in self._windows]
-        lines += [
-            f"rate of {len(rates)} windows: min {min(rates):,.0f}  median {statistics.median(rates):,.0f}  "
-            f"max {max(rates):,.0f} per s; target {self._target:,.0f}",
-            f"p99 of {len(p99)} samples: median {statistics.median(p99):.2f} ms  max {max(p99):.2f} ms; "
-            f"slowest write {max(window['max_ms'] for window in self._windows):.0f} ms",
-        ]
+        slowest = max(window["max_ms"] for window in self._windows)
+        spread = f"min {min(rates):,.0f}  median {statistics.median(rates):,.0f}  max {max(rates):,.0f} per s"
+        lines.append(f"rate of {len(rates)} windows: {spread}; target {self._target:,.0f}")
+        spread = f"median {statistics.median(p99):.2f} ms  max {max(p99):.2f} ms"
+        lines.append(f"p99 of {len(p99)} samples: {spread}; slowest write {slowest:.0f} ms")
         return "\n".join(lines)
 
     def report(self, verdicts: Sequence[Verdict]) -> dict[str, object]:
@@ -192,9 +204,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--progress-seconds", type=float, default=30.0)
     parser.add_argument("--resident-mib", type=float, default=RESIDENT_LIMIT_MIB, help="most memory of each node")
     parser.add_argument("--log-mib", type=float, default=LOG_BOUND_MIB, help="a log below this may grow")
-    parser.add_argument(
-        "--state-mib", type=float, default=0.0, help="a state below this may grow (default: it may not)"
-    )
+    parser.add_argument("--state-mib", type=float, help="a state below this may grow (default: from rate and keys)")
     parser.add_argument("--dir", type=Path, help="parent of the data folders (default: the system's temporary folder)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every sample")
     options = parser.parse_args()
