@@ -15,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 NEED_C = command -v cc >/dev/null || { echo "this compiles its load generator: install a C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
 
 help: ## say what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(READY) ## three nodes, real writes, a leader killed, everything read back
 	@$(BIN)/kvorum demo
