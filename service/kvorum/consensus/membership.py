@@ -292,7 +292,8 @@ class Membership:
                 break
             self._jobs.pop(0)
             if outcome is not None:
-                self._count(job.change.action, ok=outcome.ok)
+                if job.index or job.handing_over or not outcome.ok:  # else it was done already, and was counted then
+                    self._count(job.change.action, ok=outcome.ok)
                 self._logger.info("membership request", action=job.change.action, ok=outcome.ok, text=outcome.text)
             self._answer(job.origin, job.number, outcome)
         for job in [job for job in self._jobs[1:] if now >= job.deadline]:
