@@ -9,7 +9,8 @@ one range. Reads below the watermark are refused by rule, so nobody ever looks f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvorum.core.errors import WriteStalledError
 from kvorum.statemachine.layout import (
@@ -38,7 +39,6 @@ SLICE_ROWS: Final = 1000
 STEP_ROWS: Final = 400
 """The same for a pass that goes on beside the writes of clients: a little more than one millisecond."""
 
-
 SWEEP_ROWS_MIN: Final = 10_000
 """Fewer versions than this are not worth a pass."""
 
@@ -47,6 +47,64 @@ SWEEP_BYTES_MIN: Final = 256 * 1024 * 1024
 
 SWEEP_SHARE: Final = 2
 """A pass begins when what may be garbage is one part in this many of what the last pass left."""
+
+TRAIL_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Most bytes of the marks in a trail; beyond it every other one goes, and later ones are twice as far apart."""
+
+
+class _Slice(NamedTuple):
+    """What a slice came to."""
+
+    examined: int
+    removed: int
+    following: bytes | None
+    """Where the next slice begins; None at the end of the store."""
+    kept: bytes | None
+    """Newest row so far, at or below the watermark, of the key in which the slice ended; the next one decides on it."""
+
+
+class Trail:
+    """
+    Marks where the last pass removed rows.
+
+    Until RocksDB has compacted removed rows away, an iterator steps over all that lie between two live ones inside a
+    single call: a hundred milliseconds and more for a key that was overwritten very often. So a pass leaves a mark
+    after each slice's worth of removed rows, and a slice of the next pass ends at the next mark at the latest.
+    """
+
+    def __init__(self) -> None:
+        self._marks: list[bytes] = []
+        self._fresh: list[bytes] = []
+        self._fresh_bytes = 0
+        self._spacing = 0
+        self._unmarked = 0
+        self.examined = 0
+        """Rows that the present pass has looked at."""
+
+    def begin(self, slice_rows: int) -> None:
+        """A pass begins; one that was given up halfway leaves marks only for what it did."""
+        self._marks, self._fresh = self._fresh, []
+        self._fresh_bytes = self._unmarked = self.examined = 0
+        self._spacing = slice_rows
+
+    def end_of_slice(self, position: bytes) -> bytes:
+        """How far a slice that begins here may go at most."""
+        following = bisect_right(self._marks, position)
+        return self._marks[following] if following < len(self._marks) else CHANGES
+
+    def note(self, done: _Slice) -> None:
+        """Take in a slice that was written."""
+        self.examined += done.examined
+        self._unmarked += done.removed
+        if self._unmarked < self._spacing or done.following is None:
+            return
+        self._unmarked = 0
+        self._fresh.append(done.following)
+        self._fresh_bytes += len(done.following)
+        if self._fresh_bytes > TRAIL_BYTES_MAX:
+            self._fresh = self._fresh[::2]
+            self._fresh_bytes = sum(map(len, self._fresh))
+            self._spacing *= 2
 
 
 class Sweeper:
@@ -63,8 +121,8 @@ class Sweeper:
         self._large_bytes = 0
         self._steps: Iterator[int] | None = None
         self._pass_watermark: Index = 0
-        self._slices = 0
         self._removed = 0
+        self._trail = Trail()
         self.removed_total = 0
         """Rows removed by this process."""
 
@@ -97,8 +155,8 @@ class Sweeper:
     def start(self) -> None:
         """Begin a pass at the present watermark, instead of one that is under way."""
         self._pass_watermark = self._low_watermark
-        self._steps = sweep(self._engine, self._low_watermark, STEP_ROWS)
-        self._large_bytes = self._slices = self._removed = 0
+        self._steps = sweep(self._engine, self._low_watermark, STEP_ROWS, self._trail)
+        self._large_bytes = self._removed = 0
 
     def step(self) -> bool:
         """Sweep one slice of the pass under way, a millisecond or two; False when there is nothing more to do."""
@@ -106,13 +164,12 @@ class Sweeper:
             return False
         removed = next(self._steps, None)
         if removed is not None:
-            self._slices += 1
             self._removed += removed
             self.removed_total += removed
             return True
         self._steps = None
         self._swept_to = self._pass_watermark
-        self._rows_kept = max(0, self._slices * STEP_ROWS - self._removed)
+        self._rows_kept = max(0, self._trail.examined - self._removed)
         return False
 
 
@@ -123,7 +180,9 @@ def _oldest_change(engine: StorageEngine, applied_index: Index) -> Index:
     return applied_index
 
 
-def sweep(engine: StorageEngine, low_watermark: Index, slice_rows: int = SLICE_ROWS) -> Iterator[int]:
+def sweep(
+    engine: StorageEngine, low_watermark: Index, slice_rows: int = SLICE_ROWS, trail: Trail | None = None
+) -> Iterator[int]:
     """
     One pass over the whole store, in key order.
 
@@ -133,23 +192,29 @@ def sweep(engine: StorageEngine, low_watermark: Index, slice_rows: int = SLICE_R
     Args:
         engine: The store.
         low_watermark: Must be at or below the watermark stored there; nothing that it does not cover is touched.
-        slice_rows: Rows after which a slice ends, at a key's end if it comes within as many rows again.
+        slice_rows: Rows after which a slice ends.
+        trail: What the last pass with it left behind, and where this one leaves its own.
 
     Yields:
         Rows removed by each slice.
     """
-    if slice_rows < 2:
+    if slice_rows < 1:
         msg = f"a slice of {slice_rows} rows would never get on"
         raise AssertionError(msg)
+    trail = trail or Trail()
+    trail.begin(slice_rows)
+    watermark = pack_u64(low_watermark)
     position: bytes | None = HISTORY
+    kept: bytes | None = None
     while position is not None:
         batch = engine.batch()
-        removed, following = _sweep_slice(engine, batch, position, low_watermark, slice_rows)
-        if _written(engine, batch):
-            position = following
-            yield removed
-        else:
+        done = _sweep_slice(engine, batch, position, trail.end_of_slice(position), kept, watermark, slice_rows)
+        if done.removed and not _written(engine, batch):
             yield 0
+            continue
+        position, kept = done.following, done.kept
+        trail.note(done)
+        yield done.removed
     while True:
         batch = engine.batch()
         batch.delete_range(CHANGES, changes_key(low_watermark + 1))
@@ -168,21 +233,23 @@ def _written(engine: StorageEngine, batch: WriteBatch) -> bool:
 
 
 def _sweep_slice(
-    engine: StorageEngine, batch: WriteBatch, position: bytes, low_watermark: Index, slice_rows: int
-) -> tuple[int, bytes | None]:
-    """Stage one slice from ``position``; returns rows removed and where the next slice begins, None at the end."""
-    watermark = pack_u64(low_watermark)
+    engine: StorageEngine,
+    batch: WriteBatch,
+    position: bytes,
+    end: bytes,
+    kept: bytes | None,
+    watermark: bytes,
+    slice_rows: int,
+) -> _Slice:
+    """Stage the rows from ``position`` to before ``end``, but at most ``slice_rows``; ``kept`` as in `_Slice`."""
     removed = examined = 0
-    kept: bytes | None = None
-    """Newest row so far, at or below the watermark, of the key being walked."""
-    for key, _ in engine.iterate(position, CHANGES):
+    for key, _ in engine.iterate(position, end):
+        if examined == slice_rows:
+            return _Slice(examined, removed, key, kept)
         examined += 1
         if kept is not None and kept[:-HISTORY_SUFFIX_BYTES] != key[:-HISTORY_SUFFIX_BYTES]:
             removed += _settle(engine, batch, kept)
             kept = None
-        if examined > slice_rows and (kept is None or examined > 2 * slice_rows):
-            # A key with very many versions is cut here; the next slice begins with the row that is the newest so far.
-            return removed, kept if kept is not None else key
         if key[-HISTORY_SUFFIX_BYTES:-1] > watermark:
             if kept is not None:
                 removed += _settle(engine, batch, kept)
@@ -192,9 +259,11 @@ def _sweep_slice(
             batch.delete(kept)
             removed += 1
         kept = key
+    if end < CHANGES:
+        return _Slice(examined, removed, end, kept)
     if kept is not None:
         removed += _settle(engine, batch, kept)
-    return removed, None
+    return _Slice(examined, removed, None, None)
 
 
 def _settle(engine: StorageEngine, batch: WriteBatch, newest: bytes) -> int:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import pytest
 
+from kvorum.core.entries import Entry, EntryKind
+from kvorum.core.maintenance import Maintenance
 from kvorum.core.operations import KeyRange
+from kvorum.statemachine import sweep as sweep_module
 from kvorum.statemachine.layout import CHANGES, CHANGES_END, HISTORY, STATE_KEY, history_version
-from kvorum.statemachine.sweep import sweep
+from kvorum.statemachine.sweep import STEP_ROWS, Trail, sweep
+from kvorum.storage.memory_engine import MemoryEngine
 
 
 def history(store):
@@ -33,7 +39,7 @@ def filled(store):
 
 
 @pytest.mark.parametrize("watermark", range(13))
-@pytest.mark.parametrize("slice_rows", [2, 3, 1000])
+@pytest.mark.parametrize("slice_rows", [1, 2, 3, 1000])
 def test_sweep_changes_no_readable_version_and_no_hash(store, watermark, slice_rows):
     """Every read and every conflict at or above the watermark is as before, wherever the slices end."""
     filled(store)
@@ -172,4 +178,75 @@ def test_hash_is_of_the_moment_it_was_begun(store):
 def test_slice_too_small_to_get_on_is_a_defect(store):
     """The sweep would spin for ever."""
     with pytest.raises(AssertionError):
-        next(sweep(store.engine, 0, 1))
+        next(sweep(store.engine, 0, 0))
+
+
+class UncompactedEngine(MemoryEngine):
+    """Remembers the history rows that were deleted, as RocksDB does, and counts how many an iterator steps over."""
+
+    def __init__(self):
+        super().__init__()
+        self.removed = []
+        self.stepped_over = 0
+
+    def write(self, batch):
+        gone = [key for key, value, end in batch.changes if value is None and end is None and key[:1] == HISTORY]
+        super().write(batch)
+        self.removed = sorted([*self.removed, *gone]) if gone else self.removed
+
+    def iterate(self, begin, end, *, reverse=False):
+        for key, value in super().iterate(begin, end, reverse=reverse):
+            self._count(begin, key)
+            begin = key
+            yield key, value
+        self._count(begin, end)
+
+    def _count(self, begin, end):
+        self.stepped_over += bisect_left(self.removed, end) - bisect_left(self.removed, begin)
+
+
+def test_no_slice_steps_over_more_removed_rows_than_about_two_slices(make_store):
+    """A key of which the last pass removed 8,000 rows does not make one long call of the next pass."""
+    store = make_store(UncompactedEngine())
+    sweeper = store.executor.sweeper
+
+    def one_pass():
+        index = store.executor.applied_index
+        maintenance = Maintenance(low_watermark=index, idle_before_ms=0, sessions_max=1000).encode()
+        store.executor.apply_group([Entry.create(index + 1, 1, EntryKind.MAINTENANCE, 1, maintenance)])
+        sweeper.start()
+        stepped_over, removed_before, going_on = [], sweeper.removed_total, True
+        while going_on:
+            store.engine.stepped_over = 0
+            going_on = sweeper.step()
+            stepped_over.append(store.engine.stepped_over)
+        return stepped_over, sweeper.removed_total - removed_before
+
+    store.one(store.set(b"before", b"v"))
+    for _ in range(16):
+        store.group(*[store.set(b"busy", b"v")] * 500)
+    assert 7999 == one_pass()[1]
+    store.group(store.set(b"busy", b"w"), store.set(b"next", b"v"))
+
+    stepped_over, removed = one_pass()
+
+    assert 1 == removed
+    assert 7999 <= sum(stepped_over)
+    assert max(stepped_over) <= 2 * STEP_ROWS
+    assert [b"busy", b"next", b"before"] == [key for key, _ in history(store)]
+
+
+def test_a_trail_needs_bounded_memory_and_marks_further_apart_then(store, monkeypatch):
+    """Beyond its bound every other mark goes; a sweep along what is left does the same as one without."""
+    monkeypatch.setattr(sweep_module, "TRAIL_BYTES_MAX", 200)
+    trail = Trail()
+    for _ in range(3):
+        for first in range(0, 300, 100):
+            store.group(*[store.set(b"%04d" % n, b"v") for n in range(first, first + 100)])
+        store.raise_watermark(store.executor.applied_index)
+        before = store.hash()
+        list(sweep(store.engine, store.executor.low_watermark, 4, trail))
+
+        assert sum(map(len, trail._fresh)) <= 200
+        assert before == store.hash()
+        assert 300 == len(history(store))
