@@ -491,11 +491,17 @@ class SimulatedLinks:
         if there is None or not network.passes(self.node_id, peer):
             self._failed(peer, dial)
             return
-        if there.handler.admit(self.handler.greet()) is not None:
-            network.loop.call_later(network.delay(), self._failed, peer, dial)
+        refused = there.handler.admit(self.handler.greet())
+        if refused is not None:
+            network.loop.call_later(network.delay(), self._refused, peer, dial, refused)
             return
         network.loop.call_later(network.delay(), self._answered, there, dial, there.handler.greet())
         there.hurry(self.node_id)
+
+    def _refused(self, peer: NodeId, dial: _Dialler, reason: str) -> None:
+        if self._wants(peer, dial):
+            self._failed(peer, dial)
+            self.handler.turned_away(peer, reason)
 
     def hurry(self, peer: NodeId) -> None:
         """The peer is certainly there: dial it now."""

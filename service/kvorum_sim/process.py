@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import structlog
 
+    from kvorum.consensus.founding import Birth
     from kvorum.core.cluster import Configuration
     from kvorum.core.entries import Entry
     from kvorum.core.errors import Refusal, StartupError, StorageFailedError
@@ -244,6 +245,9 @@ class _WatchedHandler:
     def admit(self, greeting: Greeting) -> str | None:
         return self._handler.admit(greeting)
 
+    def turned_away(self, peer: NodeId, reason: str) -> None:
+        self._process.loop.now_or_held(self._handler.turned_away, peer, reason)
+
     def link_up(self, peer: NodeId, greeting: Greeting) -> None:
         self._process.loop.now_or_held(self._handler.link_up, peer, greeting)
 
@@ -315,6 +319,7 @@ class Process:
         witness: Witness,
         seed: str,
         bounds: Bounds,
+        birth: Birth | None = None,
     ) -> None:
         """
         Compose the rooms on what the disk holds; `start` brings them to life.
@@ -349,13 +354,13 @@ class Process:
                 retain_entries=bounds.retain_entries,
                 flush_entries=bounds.flush_entries,
             ),
-            self._surroundings(loop, chance),
+            self._surroundings(loop, chance, birth),
         )
         self.consensus.process = self
         self.consensus.witness = witness
         self.routing = RoutingManager(RoutingSettings(), self.consensus, self.executor, self.clock)
 
-    def _surroundings(self, loop: VirtualLoop, chance: random.Random) -> Surroundings:
+    def _surroundings(self, loop: VirtualLoop, chance: random.Random, birth: Birth | None) -> Surroundings:
         disk = self.disk
         wall_offset_ms = chance.randrange(-50, 50)
         return Surroundings(
@@ -375,6 +380,7 @@ class Process:
             on_joining=self._joining,
             on_removed=self._removed,
             logger=cast("structlog.typing.FilteringBoundLogger", _Logger(self, self._witness)),
+            birth=birth,
             staging=self.staging,
         )
 

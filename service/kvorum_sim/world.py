@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
+from kvorum.consensus.founding import PodBirth
 from kvorum.core.cluster import Configuration, Member
 from kvorum.core.codec import encode_delete, encode_set
 from kvorum.core.errors import ErrorCode, StorageFailedError
@@ -32,6 +33,7 @@ from kvorum_sim.process import Bounds, Disk, Process
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from kvorum.consensus.founding import Birth
     from kvorum.core.entries import Entry
     from kvorum.core.ids import Index, NodeId
     from kvorum.core.machine import Effect, Event, Machine, Send
@@ -53,6 +55,25 @@ def seat(node_id: NodeId) -> Member:
     return Member(node_id, f"node-{node_id}:9090", f"node-{node_id}:7090")
 
 
+class _Genesis:
+    """The record of the pods' birth; it answers after a while, and a process that died meanwhile hears nothing."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def claim(self, cluster_id: bytes, decided: Callable[[bytes], None]) -> None:
+        """See `consensus.founding.Genesis`."""
+        world = self._world
+        process = world.process(0)
+        assert process is not None, "only node 0 claims"
+
+        def write() -> None:
+            world.record = world.record or cluster_id
+            process.loop.call_later(world.chance.uniform(0, 0.1), decided, world.record)
+
+        world.loop.call_later(world.chance.uniform(0, 0.1), write)
+
+
 class World:
     """
     Nodes 0 to ``nodes - 1``, all started empty.
@@ -61,10 +82,14 @@ class World:
         seed: Decides everything; equal seeds give equal worlds.
         nodes: Size of the cluster.
         bounds: Settings of all nodes.
+        pods: The nodes are the pods of a StatefulSet: node 0 forms the cluster, the others have to be added.
     """
 
-    def __init__(self, seed: int, *, nodes: int = 3, bounds: Bounds | None = None) -> None:
+    def __init__(self, seed: int, *, nodes: int = 3, bounds: Bounds | None = None, pods: bool = False) -> None:
         self.seed = seed
+        self.pods = nodes if pods else 0
+        self.record: bytes | None = None
+        """Id of the cluster that the pods have formed, outside of all disks."""
         self.bounds = bounds or Bounds()
         self.loop = VirtualLoop(seed)
         self.network = SimulatedNetwork(self.loop, seed=seed)
@@ -184,6 +209,7 @@ class World:
             witness=self,
             seed=f"world {self.seed}",
             bounds=self.bounds,
+            birth=self._birth(node_id),
         )
         self._processes[node_id] = process
         shadow = process.disk.log.shadow
@@ -195,6 +221,13 @@ class World:
             self.probes[Probe.REPLAY] += 1
         process.start()
         return process
+
+    def _birth(self, node_id: NodeId) -> Birth | None:
+        if not self.pods:
+            return None
+        birth = PodBirth(seat(node_id), self._disks[node_id].incarnation, b"simulated set...", _Genesis(self))
+        birth.expect([seat(other) for other in range(self.pods)], 0, self.pods)
+        return birth
 
     def add_node(self) -> NodeId:
         """Start a new node on an empty disk; it waits until the cluster takes it in."""

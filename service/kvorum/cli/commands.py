@@ -44,7 +44,9 @@ def serve(
         int | None, typer.Option("--node-id", "-n", help="This node's index in replica_endpoints.", min=0)
     ] = None,
     db_path: Annotated[Path | None, typer.Option("--db-path", "-d", help="Data directory, used as it is.")] = None,
-    log_dir: Annotated[Path | None, typer.Option("--log-dir", help="Directory for log files; default logs.")] = None,
+    log_dir: Annotated[
+        Path | None, typer.Option("--log-dir", help="Directory for log files; default logs; - for none.")
+    ] = None,
     http_port: Annotated[
         int | None,
         typer.Option("--http-port", help="Port of metrics and health; default client port - 1000.", min=1, max=65535),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kvorum.config.endpoints import PORT_MAX, join_endpoint, split_endpoint
+from kvorum.config.environment import find_pod
 from kvorum.config.settings import Flags, Settings
 from kvorum.config.sources import Value, Values, bad_value, build_sections, read_environment, read_file
 from kvorum.core.errors import StartupError
@@ -23,6 +24,7 @@ __all__ = ["Flags", "Settings", "load_settings"]
 DEFAULT_PORT: Final = 9090
 PEER_PORT_DISTANCE: Final = 2000
 HTTP_PORT_DISTANCE: Final = 1000
+NO_LOG_FILES: Final = Path("-")
 
 
 def load_settings(
@@ -71,6 +73,8 @@ class _Resolver:
         return said.source if said else "defaults"
 
     def resolve(self) -> Settings:
+        if self._given.discovery.method == "kubernetes":
+            return self._resolved_pod()
         parsed = self._parsed("deployment", "replica_endpoints", self._endpoints)
         node_id = self._node_id(len(parsed))
         port = self._client_port(parsed[node_id][1] if parsed else None)
@@ -87,11 +91,57 @@ class _Resolver:
                 "peer_endpoints": tuple(join_endpoint(*pair) for pair in peers),
                 "http_port": self._http_port(port, multi_node=bool(parsed)),
                 "data_directory": self._flags.db_path or database / f"node_{node_id}",
-                "log_directory": self._flags.log_dir or Path("logs"),
+                "log_directory": self._log_directory(),
             }
         )
         self._check_own_ports(settings)
         return settings
+
+    def _log_directory(self) -> Path | None:
+        return None if self._flags.log_dir == NO_LOG_FILES else self._flags.log_dir or Path("logs")
+
+    def _resolved_pod(self) -> Settings:
+        """A pod of a StatefulSet: its own name says which one, and all other names follow from it."""
+        if self._endpoints is not None:
+            msg = (
+                f"{self._source('deployment', 'replica_endpoints')}: replica_endpoints and [discovery] method = "
+                '"kubernetes" exclude each other: remove one of them'
+            )
+            raise StartupError(msg)
+        port = self._client_port(None)
+        pod = find_pod(self._given.discovery, self._environment, port, self._pod_peer_port(port))
+        for said, source in (
+            (self._flags.node_id, "flag --node-id"),
+            (self._given.deployment.instance_id, "instance_id"),
+        ):
+            if said not in (None, pod.ordinal):
+                msg = f"{source} {said}: pod {pod.name} is node {pod.ordinal}; leave it out"
+                raise StartupError(msg)
+        advertise = self._advertise(pod.host(pod.ordinal), port)
+        settings = self._given.model_copy(
+            update={
+                "node_id": pod.ordinal,
+                "multi_node": True,
+                "client_port": port,
+                "advertise_endpoint": advertise,
+                "client_endpoints": (advertise,),
+                "pod": pod,
+                "http_port": self._http_port(port, multi_node=True),
+                "data_directory": self._flags.db_path or Path(self._given.database.base_path) / f"node_{pod.ordinal}",
+                "log_directory": self._log_directory(),
+            }
+        )
+        self._check_own_ports(settings)
+        return settings
+
+    def _pod_peer_port(self, client_port: int) -> int:
+        if client_port <= PEER_PORT_DISTANCE:
+            msg = (
+                f"the peer port would be {client_port} - {PEER_PORT_DISTANCE}; under Kubernetes the client port must "
+                f"be above {PEER_PORT_DISTANCE}"
+            )
+            raise StartupError(msg)
+        return client_port - PEER_PORT_DISTANCE
 
     def _parsed(self, section: str, key: str, endpoints: tuple[str, ...] | None) -> list[tuple[str, int]]:
         if endpoints is None:

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from kvorum.config.pod import Pod
 from kvorum.core import limits
 from kvorum.core.operations import CONSISTENCY_ALIASES, Consistency
 
@@ -131,10 +132,33 @@ class Http(Section):
     """False: the port shows, but changes no member, moves no leader, cuts no log and gives no snapshot."""
 
 
-class Discovery(Section):
-    """How peers are found. This release knows the static list only."""
+Name = Annotated[str, Field(min_length=1, max_length=253)]
 
-    method: Annotated[Literal["static"], BeforeValidator(_lower)] = "static"
+
+class Discovery(Section):
+    """How peers are found: from the list of endpoints, or as the pods of a StatefulSet."""
+
+    method: Annotated[Literal["static", "kubernetes"], BeforeValidator(_lower)] = "static"
+    statefulset: Name | None = None
+    """Unset: the pod's name without its ordinal."""
+    service: Name | None = None
+    """The headless Service; unset: the StatefulSet's name with ``-headless``."""
+    namespace: Name | None = None
+    """Unset: the environment's POD_NAMESPACE."""
+    cluster_domain: Name = "cluster.local"
+    api: bool = True
+    """False: the Kubernetes API is not asked; no pod leaves by itself, and `replicas_file` says how many are wanted."""
+    replicas_file: Name | None = None
+    genesis_config_map: Name | None = None
+    """Where the birth of the cluster is recorded; unset: a majority of empty pods is proof enough."""
+    leader_endpoint_slice: Name | None = None
+    """Kept by the leader, if set: the address behind a Service that leads to it alone."""
+    auto_join: bool = True
+    auto_leave: bool = True
+    remove_after_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60
+    """How long a surplus member must be silent, and its pod absent, before the leader removes it."""
+    drain_seconds: Annotated[int, Field(ge=0, le=300)] = 3
+    """How long a stopping pod serves on after it has become unready: its Service needs a moment to notice."""
 
 
 class Wal(Section):
@@ -187,6 +211,7 @@ class Flags(BaseModel):
     node_id: int | None = None
     db_path: Path | None = None
     log_dir: Path | None = None
+    """``-``: no files."""
     http_port: int | None = None
     verbose: bool = False
 
@@ -223,14 +248,19 @@ class Settings(BaseModel):
     """``host:port`` of every member in node-id order; equal on all nodes that share a file."""
     peer_endpoints: tuple[str, ...] = ()
     """Peer ``host:port`` of every member in node-id order; empty standalone."""
+    pod: Pod | None = None
+    """Who this node is under Kubernetes; its peers are then the other pods, and no endpoint is listed."""
     http_port: int | None = None
     """Port of metrics, health and status page; None when off."""
     data_directory: Path = Path("data/kvorum/node_0")
-    log_directory: Path = Path("logs")
+    log_directory: Path | None = Path("logs")
+    """None: log lines go to standard error alone."""
 
     @property
     def peer_port(self) -> int | None:
         """Port to listen on for peers; None standalone."""
+        if self.pod is not None:
+            return self.pod.peer_port
         return int(self.peer_endpoints[self.node_id].rpartition(":")[2]) if self.peer_endpoints else None
 
     @property

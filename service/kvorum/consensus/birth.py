@@ -98,6 +98,60 @@ def judge(
     return Verdict(waiting_for=f"{configuration.quorum - empty} more empty node(s) of {len(configuration.voters)}")
 
 
+def judge_pod(
+    node_id: NodeId,
+    incarnation: Incarnation,
+    expected: Configuration,
+    reports: Mapping[NodeId, Report],
+    *,
+    founder: NodeId | None,
+    wanted: int | None,
+    clusters: Mapping[NodeId, bytes | None],
+    learned: Configuration | None = None,
+    patient: bool = False,
+) -> Verdict:
+    """
+    Decide for the pods of a StatefulSet: one of them forms the cluster, everybody else is taken in.
+
+    Nothing ends the process here: Kubernetes would only start it again, and nobody could read why it waits.
+
+    Args:
+        node_id: This seat, the ordinal of the pod.
+        incarnation: This directory's member id.
+        expected: The wanted pods.
+        reports: The newest report of each peer that a link stands to.
+        founder: The first ordinal; None as long as nobody has said how many pods are wanted.
+        wanted: How many.
+        clusters: Cluster id of each peer that a link stands to, None for a peer that belongs to none.
+        learned: The newest committed configuration a peer has told.
+        patient: A majority is not enough yet.
+    """
+    seat = learned.member(node_id) if learned is not None else None
+    if seat is not None and seat.incarnation == incarnation:
+        return Verdict(joins=True)
+    known = {peer: cluster for peer, cluster in clusters.items() if cluster is not None}
+    if len(set(known.values())) > 1:
+        told = ", ".join(f"node {peer} to {cluster.hex()}" for peer, cluster in sorted(known.items()))
+        return Verdict(waiting_for=f"one cluster to be left: the peers belong to different ones ({told})")
+    if seat is not None and seat.incarnation:
+        return Verdict(waiting_for=_replacement(node_id, seat.incarnation))
+    if known or any(report.has_data for report in reports.values()):
+        cluster = next(iter(known.values())).hex() if known else "of the peers"
+        return Verdict(waiting_for=f"the leader of cluster {cluster} to take this pod in as a learner")
+    if founder is None or wanted is None:
+        return Verdict(waiting_for="word of how many pods the StatefulSet is to have")
+    if node_id != founder:
+        return Verdict(waiting_for=f"node {founder} to form the cluster and take this pod in")
+    empty = 1 + sum(1 for peer in reports if peer != node_id and expected.member(peer) is not None)
+    quorum = wanted // 2 + 1
+    if empty < quorum:
+        return Verdict(waiting_for=f"{quorum - empty} more empty pod(s) of {wanted}")
+    missing = sorted({member.node_id for member in expected.members} - {node_id, *reports})
+    if patient and missing:
+        return Verdict(waiting_for=f"a moment for {', '.join(f'node {peer}' for peer in missing)} to be reached")
+    return Verdict(born=True)
+
+
 def _replacement(node_id: NodeId, recorded: Incarnation) -> str:
     return (
         f"the leader to give this empty directory the seat of node {node_id}, which is recorded with other data "

@@ -128,7 +128,10 @@ class ConsensusManager(Reporting):
             outstanding_max=settings.outstanding_max,
             first_position=own_numbers,
         )
-        self.peering = Peering(self, around.links, around.incarnation, around.logger, joining=around.joining)
+        self.peering = Peering(
+            self, around.links, around.incarnation, around.logger, birth=around.birth, joining=around.joining
+        )
+        self._complete = False
         self.membership = Membership(
             self, around.loop, around.logger, standalone=around.links is None, first_number=own_numbers
         )
@@ -237,7 +240,7 @@ class ConsensusManager(Reporting):
     def become_member(self, recovered: RecoveredLog) -> None:
         """Start the machine on a log that holds at least the first configuration, or on that of a joining node."""
         settings = self.settings
-        self.cluster_id = self.cluster_id or settings.configuration.birth_id()
+        self.cluster_id = self.cluster_id or self.peering.birth.cluster_id
         self._around.on_born(self.cluster_id)
         self._hard_state = recovered.hard_state
         self._replay = (self._state.applied_index, recovered.last_index)
@@ -489,6 +492,8 @@ class ConsensusManager(Reporting):
         machine = self.machine
         if self.applier.stalled or machine is None or machine.uncommitted_bytes > UNCOMMITTED_BYTES_ROOM:
             return 0
+        if not self.complete:
+            return 0  # what waits goes into the log once a majority of the cluster that is wanted votes
         if machine.transferring_to is not None:
             return 0  # what waits goes to the next leader
         return self.settings.outstanding_max - (machine.last_index - self.applied_index)

@@ -8,11 +8,12 @@ directory holds each seat. Frames of a directory that does not hold its seat are
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kvorum.consensus import frames
-from kvorum.consensus.birth import judge
+from kvorum.consensus.founding import FileBirth
 from kvorum.core.cluster import Configuration
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
 from kvorum.core.errors import RemoteError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import structlog
 
     from kvorum.consensus.contacts import Contacts
+    from kvorum.consensus.founding import Birth
     from kvorum.consensus.manager import ManagerSettings
     from kvorum.consensus.membership import Membership
     from kvorum.consensus.proposals import Proposals
@@ -46,6 +48,9 @@ REPORTS_MAX: Final = 256
 BIRTH_PATIENCE_S: Final = 1.5
 """A fresh cluster is born at once when all its nodes are there, by a majority alone only after this long: the node that
 is missing may be the one that remembers a cluster, and its link just not up yet."""
+
+_NO_SEAT: Final = re.compile(r"\(configuration ([0-9]{1,19}) of cluster ([0-9a-f]{32})\)")
+"""End of a refusal, for the node that is refused (docs/formats/peer-frames.md)."""
 
 _BIRTH_TERM: Final = 1
 _ZERO_ID: Final = bytes(16)
@@ -157,9 +162,11 @@ class Peering:
         incarnation: Incarnation,
         logger: structlog.typing.FilteringBoundLogger,
         *,
+        birth: Birth | None = None,
         joining: bool = False,
     ) -> None:
         self._host = host
+        self.birth = birth or FileBirth(host.node_id, host.settings.configuration)
         self._links = links
         self._incarnation = incarnation
         self._logger = logger
@@ -185,18 +192,16 @@ class Peering:
     def consider_birth(self) -> None:
         """Be born, wait, or refuse to start, by what the linked peers report."""
         host = self._host
-        if self._bearing or host.stopping:
+        if self._bearing or host.stopping or host.machine is not None:
             return
         contacts = host.contacts
         clusters = {peer: greeting.cluster_id for peer, greeting in contacts.greetings.items()}
         learned = None if self.learned is None else self.learned.configuration
-        verdict = judge(
-            host.node_id,
+        verdict = self.birth.judge(
             self._incarnation,
-            host.settings.configuration,
             {peer: report for peer, report in contacts.reports.items() if peer in contacts.greetings},
-            clusters={peer: cluster if any(cluster) else None for peer, cluster in clusters.items()},
-            learned=learned,
+            {peer: cluster if any(cluster) else None for peer, cluster in clusters.items()},
+            learned,
             patient=host.uptime_s < BIRTH_PATIENCE_S,
         )
         if verdict.refuse is not None:
@@ -206,9 +211,10 @@ class Peering:
             self.joining = True
             host.join(self.learned.cluster_id)
         elif verdict.born:
-            self._bearing = True
-            entry = Entry.create(1, _BIRTH_TERM, EntryKind.CONFIGURATION, 0, host.settings.configuration.encode())
-            host.write_first_entry(HardState(_BIRTH_TERM, None), EntryBatch([entry]))
+            if self.birth.prepare(host.clock(), self.consider_birth):
+                self._bearing = True
+                entry = Entry.create(1, _BIRTH_TERM, EntryKind.CONFIGURATION, 0, self.birth.first.encode())
+                host.write_first_entry(HardState(_BIRTH_TERM, None), EntryBatch([entry]))
         elif verdict.waiting_for != self._waiting_for:
             self._waiting_for = verdict.waiting_for
             self._logger.info("empty data directory, waiting", waiting_for=verdict.waiting_for)
@@ -221,7 +227,7 @@ class Peering:
             base_term=0,
             last_index=1,
             terms=((1, _BIRTH_TERM),),
-            configurations=((1, self._host.settings.configuration),),
+            configurations=((1, self.birth.first),),
         )
 
     # --- core.ports.PeerHandler ---
@@ -229,11 +235,11 @@ class Peering:
     def greet(self) -> Greeting:
         """What this node says of itself at every handshake."""
         host = self._host
-        own = host.members.member(host.node_id) or host.settings.configuration.member(host.node_id)
-        assert own is not None, "the configuration lists this node"
+        own = host.members.member(host.node_id) or self.birth.expected.member(host.node_id)
+        assert own is not None, "a node expects itself"
         return Greeting(
             cluster_id=host.cluster_id or _ZERO_ID,
-            birth_id=host.settings.configuration.birth_id(),
+            birth_id=self.birth.birth_id,
             node_id=host.node_id,
             incarnation=self._incarnation,
             client_endpoint=own.client_endpoint,
@@ -254,7 +260,7 @@ class Peering:
         if host.removed:
             return "this node was removed from the cluster"
         if not any(theirs):
-            return self._usurper_flaw(greeting) if host.cluster_id else self._unborn_flaw(greeting)
+            return self._usurper_flaw(greeting) if host.cluster_id else self.birth.unborn_flaw(greeting)
         if host.cluster_id is None:
             return None
         if theirs != host.cluster_id:
@@ -263,9 +269,29 @@ class Peering:
         if seat in self._gone or (not self._holds_seat(*seat) and self._is_current(peer)):
             return (
                 f"incarnation {greeting.incarnation:016x} of node {peer} holds no seat in this cluster: it was "
-                "removed or replaced; remove its data directory and let it join anew"
+                "removed or replaced; remove its data directory and let it join anew "
+                f"(configuration {self._committed[0]} of cluster {host.cluster_id.hex()})"
             )
         return None
+
+    def turned_away(self, peer: NodeId, reason: str) -> None:
+        """
+        A peer refuses this node; if a newer configuration than the own log knows has no seat for it, it was removed.
+
+        A node that was down when it was removed learns it in this way: nobody dials it any more.
+        """
+        host = self._host
+        found = _NO_SEAT.search(reason)
+        if found is None or host.machine is None or self.joining or host.removed or host.cluster_id is None:
+            return
+        if found[2] == host.cluster_id.hex() and int(found[1]) > self._seated_at:
+            self._logger.warning("a newer configuration has no seat for this node", told_by=peer, index=int(found[1]))
+            self._part()
+
+    def _part(self) -> None:
+        self._host.leave()
+        if self._links is not None:
+            self._links.set_peers({})
 
     def _usurper_flaw(self, greeting: Greeting) -> str | None:
         """Why an empty directory may not come in a seat whose holder is there: it would break that one's links."""
@@ -279,15 +305,6 @@ class Peering:
             f"node {greeting.node_id} was heard {age:.1f} s ago with another data directory: two nodes were started "
             "with the same id, or its disk was wiped a moment ago"
         )
-
-    def _unborn_flaw(self, greeting: Greeting) -> str | None:
-        """Why two nodes without a cluster may not form one."""
-        configuration = self._host.settings.configuration
-        if configuration.member(greeting.node_id) is None:
-            return f"node id {greeting.node_id} is no member of this cluster"
-        if greeting.birth_id != configuration.birth_id():
-            return "its configuration lists other members (replica_endpoints or [consensus] endpoints differ)"
-        return None
 
     def _is_current(self, peer: NodeId) -> bool:
         """
@@ -419,6 +436,8 @@ class Peering:
             self.send_reports()
         if host.machine is not None:
             self._look_at_committed(host.machine, now)
+        elif self.birth.must_look_again(now):
+            self.consider_birth()
         if not host.removed:
             self._follow(now)
 
@@ -467,9 +486,7 @@ class Peering:
                 self.joining = False
                 self._host.arrived()
         elif not self.joining and index >= self._seated_at and not self._host.removed:
-            self._host.leave()
-            if self._links is not None:
-                self._links.set_peers({})
+            self._part()
 
     def _follow(self, now: float) -> None:
         """Have links to the members in force, and to whom this node must still or may soon talk."""
@@ -478,7 +495,7 @@ class Peering:
             return
         configurations = [host.members]
         if host.machine is None or self.joining:
-            configurations.append(host.settings.configuration)
+            configurations.append(self.birth.expected)
         if self.learned is not None:
             configurations.append(self.learned.configuration)
         self._parting = {peer: parting for peer, parting in self._parting.items() if now < parting[1]}
@@ -493,7 +510,7 @@ class Peering:
             host.contacts.keep([*peers, *host.contacts.greetings])
 
     def _file_peers(self) -> dict[NodeId, str]:
-        members = self._host.settings.configuration.members
+        members = self.birth.expected.members
         return {member.node_id: member.peer_endpoint for member in members if member.node_id != self._host.node_id}
 
     def _send_members(self, peer: NodeId) -> None:

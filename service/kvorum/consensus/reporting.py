@@ -38,6 +38,7 @@ class Reporting:
     _stopping: bool
     _leaving: bool
     _replay: tuple[Index, Index]
+    _complete: bool
 
     clock: Callable[[], float]
     """Monotonic seconds."""
@@ -82,7 +83,21 @@ class Reporting:
         """Configuration in force."""
         if self.machine is not None and self.machine.configuration.members:
             return self.machine.configuration
-        return self.peering.learned.configuration if self.peering.learned else self.settings.configuration
+        return self.peering.learned.configuration if self.peering.learned else self.peering.birth.expected
+
+    @property
+    def complete(self) -> bool:
+        """
+        The birth of the cluster is over, as far as this node knows: clients may write, nodes may be ready.
+
+        Once true it stays so for this process.
+        """
+        if not self._complete and self.machine is not None:
+            machine = self.machine
+            _, committed = machine.configuration_at(machine.commit_index)
+            written = getattr(self._state, "last_commit_version", 0) > 0
+            self._complete = self.peering.birth.complete(len(committed.voters), written=written)
+        return self._complete
 
     def contact_age_s(self) -> float:
         """
@@ -173,6 +188,7 @@ class Reporting:
             ("member", machine is not None and not self.removed and member is not None and member.voter),
             ("leader", self._knows_live_leader()),
             ("caught_up", caught_up),
+            ("complete", self.complete),
             ("log_writable", self.speaks),
             ("serving", not (self._stopping or self._leaving or self.removed)),
         ]

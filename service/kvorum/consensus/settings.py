@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import structlog
 
+    from kvorum.consensus.founding import Birth
     from kvorum.core.cluster import Configuration
     from kvorum.core.errors import StartupError
     from kvorum.core.ids import Incarnation, NodeId
@@ -77,5 +78,7 @@ class Surroundings:
     """Writes that mark into the data directory, or takes it away; called before ``on_born``."""
     on_removed: Callable[[], None] = _unmarked
     """Writes into the data directory that the cluster removed it for good."""
+    birth: Birth | None = None
+    """How a node without a cluster comes to one; None: as the file says (`founding.FileBirth`)."""
     staging: StagingArea | None = None
     """Where an incoming snapshot becomes the next store; without it a node neither sends nor takes snapshots."""

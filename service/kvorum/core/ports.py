@@ -234,6 +234,10 @@ class PeerHandler(Protocol):
         """Refuse a caller by returning the reason, which is sent to it and logged; None admits it."""
         ...
 
+    def turned_away(self, peer: NodeId, reason: str) -> None:
+        """A peer that this node dialled refused it, with this reason."""
+        ...
+
     def link_up(self, peer: NodeId, greeting: Greeting) -> None:
         """Our outgoing link to a peer stands; ``greeting`` is what it said."""
         ...

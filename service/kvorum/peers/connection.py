@@ -261,7 +261,9 @@ class DialledConnection(FramedConnection):
 
     def _greeted(self, handshake: Handshake) -> None:
         if handshake.kind == HandshakeKind.REFUSED:
-            self.fail(f"refused by the peer: {handshake.body.decode(errors='replace')}")
+            said = handshake.body.decode(errors="replace")
+            self.fail(f"refused by the peer: {said}")
+            self._handler.turned_away(self._peer, said)
             return
         if handshake.version != PROTOCOL_VERSION or handshake.kind != HandshakeKind.ACCEPTED:
             self.fail(

@@ -34,6 +34,7 @@ class Recorder:
         self.refusal: str | None = None
         self.up: list[tuple[int, Greeting]] = []
         self.down: list[int] = []
+        self.away: list[tuple[int, str]] = []
         self.order: list[str] = []
         self.frames: list[tuple[int, int, int, bytes]] = []
         self.on_frame: Callable[[int, int, bytes], None] | None = None
@@ -48,6 +49,10 @@ class Recorder:
     def admit(self, greeting: Greeting) -> str | None:
         assert greeting.node_id != self.node_id
         return self.refusal
+
+    def turned_away(self, peer: int, reason: str) -> None:
+        assert not self.sending
+        self.away.append((peer, reason))
 
     def link_up(self, peer: int, greeting: Greeting) -> None:
         assert not self.sending
@@ -254,7 +259,7 @@ def test_send_without_a_link_returns_false(world: World) -> None:
 
 
 def test_caller_that_is_refused_gets_no_link_until_it_is_admitted(world: World) -> None:
-    """The acceptor's refusal keeps the link down on both sides; dialling goes on and succeeds once admitted."""
+    """The refusal keeps the link down on both sides, the dialler hears why, dials on and succeeds once admitted."""
 
     async def story() -> None:
         a, b = Node(world, 0), Node(world, 1)
@@ -264,6 +269,7 @@ def test_caller_that_is_refused_gets_no_link_until_it_is_admitted(world: World) 
         await until(lambda: a.links.statistics()[1]["dials_failed"] >= 2)
         assert a.send(1, b"hello") is False
         assert [] == a.heard.up == b.heard.up
+        assert (1, b.heard.refusal) in a.heard.away
         b.heard.refusal = None
         await until(lambda: a.is_up(1) and b.is_up(0))
         assert a.send(1, b"hello") is True

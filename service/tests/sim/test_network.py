@@ -34,6 +34,9 @@ class Owner:
     def admit(self, greeting: Greeting) -> str | None:
         assert greeting.node_id != self.node_id
 
+    def turned_away(self, _peer: int, _reason: str) -> None:
+        return
+
     def link_up(self, peer: int, greeting: Greeting) -> None:
         assert peer == greeting.node_id
         self.up += 1

@@ -203,7 +203,7 @@ def test_load_storage_tuning_is_never_an_error(load: Load) -> None:
         ("http", "port", "70000", "whole number from 1 to 65535"),
         ("limits", "max_transaction_operations", "65537", "to 65536"),
         ("logging", "log_level", '"loud"', "one of debug, info, warning, error"),
-        ("discovery", "method", '"kubernetes"', '"static"'),
+        ("discovery", "method", '"gossip"', '"static" or "kubernetes"'),
         ("deployment", "mode", '"cluster"', '"standalone" or "replicated"'),
         ("deployment", "replica_endpoints", '"a:9090"', "list of"),
         ("deployment", "replica_endpoints", "[]", "at least one"),

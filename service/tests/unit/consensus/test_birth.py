@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvorum.consensus.birth import Verdict, judge
+from kvorum.consensus.birth import Verdict, judge, judge_pod
 from kvorum.consensus.frames import Report
 from kvorum.core.cluster import Configuration, Member
 
@@ -106,3 +106,56 @@ def test_judge_clusters_and_members_told_by_peers_decide(clusters, learned, repo
     ]
     assert [verdict] == (said or ["waits"])
     assert bool(found.waiting_for) is (not said)
+
+
+def pod(node_id=0, reports=None, *, founder=0, wanted=3, clusters=None, learned=None, patient=False):
+    """The verdict on an empty pod of a StatefulSet."""
+    return judge_pod(
+        node_id,
+        MINE,
+        THREE,
+        reports or {},
+        founder=founder,
+        wanted=wanted,
+        clusters=clusters or {},
+        learned=learned,
+        patient=patient,
+    )
+
+
+SEATED = Configuration.of([Member(0, "n0:9090", "n0:7090", incarnation=MINE)])
+TAKEN = Configuration.of([Member(0, "n0:9090", "n0:7090", incarnation=0xDEF)])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "born", "waits_for"),
+    [
+        (pod(), False, "1 more empty pod(s) of 3"),
+        (pod(reports={1: EMPTY}), True, ""),
+        (pod(reports={1: EMPTY}, patient=True), False, "node 2 to be reached"),
+        (pod(reports={1: EMPTY, 2: EMPTY}, patient=True), True, ""),
+        (pod(reports={9: EMPTY}), False, "1 more empty pod(s)"),
+        (pod(wanted=5, reports={1: EMPTY}), False, "1 more empty pod(s) of 5"),
+        (pod(wanted=1), True, ""),
+        (pod(wanted=None, reports={1: EMPTY, 2: EMPTY}), False, "how many pods"),
+        (pod(founder=None, reports={1: EMPTY, 2: EMPTY}), False, "how many pods"),
+        (pod(1, reports={0: EMPTY, 2: EMPTY}), False, "node 0 to form the cluster"),
+        (pod(0, founder=3, reports={1: EMPTY, 2: EMPTY}), False, "node 3 to form the cluster"),
+        (pod(reports={1: EMPTY, 2: EMPTY}, clusters={2: OTHER}), False, f"cluster {OTHER.hex()} to take this pod in"),
+        (pod(reports={1: BORN, 2: EMPTY}), False, "to take this pod in"),
+        (pod(clusters={1: OWN, 2: OTHER}), False, "one cluster to be left"),
+        (pod(reports={1: EMPTY}, learned=TAKEN), False, "recorded with other data"),
+        (pod(clusters={1: OTHER, 2: None}, reports={2: EMPTY}), False, "to take this pod in"),
+    ],
+)
+def test_judge_pod_forms_a_cluster_only_as_the_first_of_an_empty_majority(verdict, born, waits_for):
+    """Everybody else waits to be taken in, with a text that says for what; nothing ever ends the process."""
+    assert verdict.refuse is None
+    assert not verdict.joins
+    assert verdict.born is born
+    assert waits_for in verdict.waiting_for
+
+
+def test_judge_pod_joins_once_a_committed_configuration_names_its_directory():
+    """A seat recorded with this very incarnation, whatever else the peers say."""
+    assert pod(clusters={1: OTHER}, learned=SEATED).joins

@@ -22,6 +22,9 @@ class FailingHandler:
     def admit(self, _: Greeting) -> str | None:
         return None
 
+    def turned_away(self, _peer: int, _reason: str) -> None:
+        return
+
     def link_up(self, _peer: int, _greeting: Greeting) -> None:
         self.linked.set()
 

@@ -44,6 +44,9 @@ class Owner:
     def admit(self, greeting: Greeting) -> str | None:
         return None if greeting.node_id < 8 else f"node id {greeting.node_id} is no member"
 
+    def turned_away(self, _peer: int, _reason: str) -> None:
+        return
+
     def link_up(self, peer: int, greeting: Greeting) -> None:
         assert peer == greeting.node_id
         self.up.append(peer)
