@@ -103,9 +103,7 @@ class ConsensusManager(Reporting):
         self._ticks = 0
         self._last_tick = self._started
         self._tick_postponed = False
-        self._stopping = False
-        self._stopped = False
-        self._leaving = False
+        self._stopping = self._stopped = self._leaving = False
         self.has_space = True
         self.log_hangs = False
         self.installing = False
@@ -131,7 +129,6 @@ class ConsensusManager(Reporting):
         self.peering = Peering(
             self, around.links, around.incarnation, around.logger, birth=around.birth, joining=around.joining
         )
-        self._complete = False
         self.membership = Membership(
             self, around.loop, around.logger, standalone=around.links is None, first_number=own_numbers
         )

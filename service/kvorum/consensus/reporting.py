@@ -38,7 +38,7 @@ class Reporting:
     _stopping: bool
     _leaving: bool
     _replay: tuple[Index, Index]
-    _complete: bool
+    _complete: bool = False
 
     clock: Callable[[], float]
     """Monotonic seconds."""
