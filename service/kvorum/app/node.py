@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING
 import structlog
 
 import kvorum
+from kvorum.app.directory import open_directory
 from kvorum.app.hashing import StateHasher
 from kvorum.app.metrics import node_metrics
+from kvorum.consensus.founding import PodBirth
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
 from kvorum.consensus.registry import AlgorithmSettings
 from kvorum.consensus.retention import RetentionSettings
 from kvorum.core.cluster import Configuration, Member
-from kvorum.core.errors import StartupError, StorageFailedError
+from kvorum.core.errors import StorageFailedError
 from kvorum.observe.pauses import CollectorPauses
 from kvorum.peers.tcp import TcpPeerLinks
 from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
-from kvorum.storage.data_directory import DataDirectory
 from kvorum.storage.rocksdict_engine import EngineTuning, RocksdictEngine
 from kvorum.storage.staging import StagedStores
 from kvorum.storage.wal.segmented_log import SegmentedLog
@@ -52,7 +53,9 @@ ALONE_POLL_S = 0.005
 
 
 def first_configuration(settings: Settings) -> Configuration:
-    """The members as the file lists them; equal on every node that shares the file."""
+    """The members as the file lists them, equal on every node that shares the file; a pod alone, if it is one."""
+    if settings.pod is not None:
+        return Configuration.of([settings.pod.member(settings.node_id)])
     peers = settings.peer_endpoints or ("",)
     endpoints = zip(settings.client_endpoints, peers, strict=True)
     return Configuration.of(Member(i, client, peer) for i, (client, peer) in enumerate(endpoints))
@@ -79,14 +82,7 @@ class Node:
         self.settings = settings
         self._loop = loop
         self._fail = fail
-        self.directory = DataDirectory.open(settings.data_directory)
-        if self.directory.removed:
-            self.directory.close()
-            msg = (
-                f"the cluster has removed this node: the data directory {settings.data_directory} may hold no seat "
-                "again. To let the node join anew, remove the directory, add the node (kvorum member add) and start it"
-            )
-            raise StartupError(msg)
+        self.directory = open_directory(settings)
         self.stores = StagedStores(self.directory, lambda path: RocksdictEngine.open(path, _tuning(settings)))
         self.executor = KvStoreExecutor(self.stores.engine)
         self.log = SegmentedLog.open(
@@ -105,7 +101,13 @@ class Node:
                 dict(enumerate(settings.peer_endpoints)),
                 chance=random.Random(),
             )
-            if len(settings.peer_endpoints) > 1
+            if len(settings.peer_endpoints) > 1 or settings.pod is not None
+            else None
+        )
+        pod = settings.pod
+        self.birth = (
+            PodBirth(pod.member(pod.ordinal), self.directory.incarnation, pod.birth_id, None)
+            if pod is not None
             else None
         )
         self.consensus = ConsensusManager(_manager_settings(settings), self._surroundings())
@@ -118,6 +120,8 @@ class Node:
             on_defect=self._defect,
         )
         self.pauses = CollectorPauses()
+        self.started = False
+        """Its data is open and its ports are; what of the log is not replayed yet shows in readiness."""
         self.http: ObserveServer | None = None
         self._flushing: asyncio.Future[None] | None = None
 
@@ -149,6 +153,7 @@ class Node:
             on_joining=self.directory.set_joining,
             on_removed=self.directory.set_removed,
             logger=structlog.get_logger("kvorum.consensus"),
+            birth=self.birth,
             staging=self.stores,
         )
 
@@ -171,6 +176,7 @@ class Node:
                 metrics=lambda: node_metrics(self),
                 live=lambda: True,  # answered by the loop itself: that is the proof
                 ready=self.consensus.readiness,
+                started=lambda: self.started,
                 status=self.status,
                 state_hash=StateHasher(self.executor, self.consensus.applier).at,
                 admin=Administration(self.consensus) if self.settings.http.admin else None,
@@ -183,6 +189,7 @@ class Node:
             while not self.consensus.may_serve and self._loop.time() < end:  # noqa: ASYNC110
                 await asyncio.sleep(ALONE_POLL_S)
         await self.server.start()
+        self.started = True
 
     async def stop(self) -> None:
         """Finish what is under way within the grace, then close everything; durable state needs no flush."""

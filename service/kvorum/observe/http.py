@@ -44,6 +44,7 @@ class ObserveServer:
         live: Callable[[], bool],
         ready: Callable[[], Sequence[tuple[str, bool]]],
         status: Callable[[], Mapping[str, Any]],
+        started: Callable[[], bool] = lambda: True,
         state_hash: Callable[[int | None], Awaitable[tuple[int, str] | None]] | None = None,
         admin: AdminOperations | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class ObserveServer:
             live: False answers 503 on ``/livez``.
             ready: Named checks; all must hold.
             status: Plain values, and lists of dictionaries for tables.
+            started: False answers 503 on ``/startupz``.
             state_hash: Index and hash of the state at that applied index (None: at the present one), or None if the
                 node is not there.
             admin: Carries out what operators ask; None if administration is switched off.
@@ -67,6 +69,7 @@ class ObserveServer:
         self._live = live
         self._ready = ready
         self._status = status
+        self._started = started
         self._state_hash = state_hash
         self._admin = AdminRoutes(admin)
         self._runner: web.AppRunner | None = None
@@ -85,6 +88,7 @@ class ObserveServer:
             ("/metrics", self._answer_metrics),
             ("/livez", self._answer_live),
             ("/readyz", self._answer_ready),
+            ("/startupz", self._answer_started),
             ("/status", self._answer_status),
             ("/", self._answer_page),
         ):
@@ -123,6 +127,9 @@ class ObserveServer:
 
     async def _answer_live(self, _request: web.Request) -> web.Response:
         return _text("ok\n", 200) if self._live() else _text("the event loop does not turn\n", 503)
+
+    async def _answer_started(self, _request: web.Request) -> web.Response:
+        return _text("started\n", 200) if self._started() else _text("starting\n", 503)
 
     async def _answer_ready(self, request: web.Request) -> web.Response:
         checks = list(self._ready())

@@ -218,6 +218,39 @@ class DataDirectory:
         if not self.removed:
             self._keep(self._cluster_id, self._marks | {_REMOVED})
 
+    @property
+    def aside(self) -> Path:
+        """Where `set_aside` puts a directory."""
+        return self.path.with_name(f"{self.path.name}.removed")
+
+    def set_aside(self) -> Path:
+        """
+        Make room for a new directory in this place, and let go of this one; the object must not be used afterwards.
+
+        One directory is kept aside; an older one is deleted.
+
+        Raises:
+            StartupError: The disk refuses.
+        """
+        aside = self.aside
+        try:
+            if aside.exists():
+                shutil.rmtree(aside)
+            self.path.rename(aside)
+            sync_directory(aside.parent)
+        except OSError as error:
+            raise StartupError(_explain(self.path, error)) from error
+        finally:
+            self.close()
+        return aside
+
+    def remove_aside(self) -> bool:
+        """Delete what `set_aside` has kept; whether there was anything."""
+        if not self.aside.exists():
+            return False
+        shutil.rmtree(self.aside)
+        return True
+
     def close(self) -> None:
         """Let go of the lock; the object must not be used afterwards."""
         os.close(self._lock)

@@ -22,7 +22,7 @@ class Node:
     """What the server asks, as plain attributes."""
 
     def __init__(self) -> None:
-        self.live = True
+        self.live = self.started = True
         self.checks = [("leader-contact", True), ("log-writable", True)]
         self.status = {"node_id": 1, "role": "<leader>", "members": [{"node_id": 0, "health": "healthy"}]}
 
@@ -37,6 +37,7 @@ class Node:
             live=lambda: self.live,
             ready=lambda: self.checks,
             status=lambda: self.status,
+            started=lambda: self.started,
             state_hash=self.state_hash,
         )
 
@@ -69,6 +70,14 @@ async def test_observe_livez_follows_the_loop_only(node: Node, get: Get) -> None
     node.live = False
     status, _ = await get("/livez")
     assert status == 503
+
+
+async def test_observe_startupz_says_when_the_node_is_open(node: Node, get: Get) -> None:
+    """503 until data and ports are open; readiness does not matter."""
+    node.checks = [("leader-contact", False)]
+    assert await get("/startupz") == (200, "started\n")
+    node.started = False
+    assert await get("/startupz") == (503, "starting\n")
 
 
 async def test_observe_readyz_names_the_checks(node: Node, get: Get) -> None:

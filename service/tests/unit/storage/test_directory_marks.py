@@ -48,3 +48,24 @@ def test_mark_edited_by_hand_is_noticed(tmp_path):
     file.write_text(json.dumps(identity))
     with pytest.raises(StartupError, match="checksum"):
         DataDirectory.open(tmp_path / "d")
+
+
+def test_removed_directory_set_aside_makes_room_for_another(tmp_path):
+    """The new one has another incarnation; one directory is kept aside, and only until it is not needed any more."""
+    incarnations = []
+    for _ in range(2):
+        directory = DataDirectory.open(tmp_path / "d")
+        incarnations.append(directory.incarnation)
+        directory.set_removed()
+        aside = directory.set_aside()
+    assert aside == tmp_path / "d.removed"
+    directory = DataDirectory.open(tmp_path / "d")
+    assert not directory.removed
+    assert directory.incarnation not in incarnations
+    kept = DataDirectory.open(aside)
+    assert (kept.incarnation, kept.removed) == (incarnations[1], True)
+    kept.close()
+    assert directory.remove_aside()
+    assert not directory.remove_aside()
+    assert ["d"] == [entry.name for entry in tmp_path.iterdir()]
+    directory.close()
