@@ -27,6 +27,10 @@ MAY_CREATE_TASKS: frozenset[str] = frozenset(
         # Awaited by whoever starts it or kept until it ends; what it raises ends the process.
         "service/kvorum/consensus/manager.py",
         "service/kvorum/consensus/snapshots.py",
+        # A claim keeps its one task, and `close` cancels it; what it raises ends the process.
+        "service/kvorum/discovery/genesis.py",
+        # One task from `start` to `stop`; what it raises ends the process.
+        "service/kvorum/app/scaling.py",
         # The story keeps its clients and faults, looks at them all the time, and awaits them all.
         "service/kvorum_sim/scenario.py",
         # The virtual-time loop is what tasks run on.
