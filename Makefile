@@ -73,9 +73,9 @@ teeth: $(READY) ## known bugs, put in one at a time: what the harness catches; t
 ledger: $(READY) ## append reports to docs/reliability: make ledger REPORTS="sim.json teeth.json"
 	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.ledger docs/reliability $(REPORTS)
 
-lock: $(READY) ## write the exact versions of the development environment again
+lock: $(READY) ## write the exact versions of the development environment and of the image again
 	@test -x .venv/lock/bin/pip-compile || { $(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install --quiet pip-tools; }
-	@$(BIN)/python .ci/lock .venv/lock/bin/pip-compile $(LOCK)
+	@$(BIN)/python .ci/lock .venv/lock/bin/pip-compile
 
 clean: ## remove the environment and every cache
 	@rm -rf .venv .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
