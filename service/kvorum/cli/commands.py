@@ -72,6 +72,20 @@ def serve(
     )
 
 
+@app.command("check-config")
+def check_config(
+    *,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration file.")] = None,
+    node_id: Annotated[
+        int | None, typer.Option("--node-id", "-n", help="The node's index in replica_endpoints.", min=0)
+    ] = None,
+) -> None:
+    """Say whether a node could start with this file and environment; asks nobody and writes nothing."""
+    from kvorum.cli.serve import check_config as run_check
+
+    run_check(config, node_id)
+
+
 @app.command()
 def status(*, endpoints: Endpoints = LOCALHOST, output: Output = OutputFormat.TEXT) -> None:
     """Show each node's role, term and progress; exit code 1 if none of them leads."""
@@ -91,6 +105,19 @@ def verify(
     from kvorum.cli.verify import verify as run_verify
 
     run_verify(endpoints, http_endpoints, output)
+
+
+@app.command()
+def check(
+    *,
+    endpoints: Endpoints = LOCALHOST,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each call.", min=0.1, max=600.0)] = 15.0,
+    output: Output = OutputFormat.TEXT,
+) -> None:
+    """Write a key through every voter and read it, linearizably, through all others; one endpoint finds them all."""
+    from kvorum.cli.check import check as run_check
+
+    run_check(endpoints, timeout, output)
 
 
 @app.command()

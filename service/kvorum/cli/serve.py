@@ -1,4 +1,4 @@
-"""``kvorum serve``: flags to settings, settings to a node."""
+"""``kvorum serve`` and ``kvorum check-config``: flags to settings, settings to a node."""
 
 from __future__ import annotations
 
@@ -33,3 +33,23 @@ def serve(
     except StartupError as problem:
         fail(str(problem))
     raise SystemExit(run(settings, warnings))
+
+
+def check_config(config: Path | None, node_id: int | None) -> NoReturn:
+    """Say what a node would make of its file and environment; exit code 1 if it could not start with them."""
+    from kvorum.config.load import Flags, load_settings
+    from kvorum.core.errors import StartupError
+
+    try:
+        settings, warnings = load_settings(config_file=config, environment=os.environ, flags=Flags(node_id=node_id))
+    except StartupError as problem:
+        fail(str(problem))
+    for warning in warnings:
+        print(f"warning: {warning}")
+    ports = ", ".join(
+        f"{use} {port}"
+        for use, port in (("client", settings.client_port), ("peer", settings.peer_port), ("http", settings.http_port))
+        if port is not None
+    )
+    print(f"good: node {settings.node_id} at {settings.advertise_endpoint}, ports {ports}")
+    raise SystemExit(0)

@@ -16,7 +16,20 @@ from kvorum.cli.local_cluster import LocalCluster, find_free_ports
 from kvorum.cli.verify import Verdict
 
 RUNNER = CliRunner()
-COMMANDS = ("serve", "status", "verify", "get", "set", "delete", "range", "demo", "version", "wal")
+COMMANDS = (
+    "serve",
+    "check-config",
+    "check",
+    "status",
+    "verify",
+    "get",
+    "set",
+    "delete",
+    "range",
+    "demo",
+    "version",
+    "wal",
+)
 
 
 def run(*arguments: str):
@@ -77,6 +90,29 @@ def test_status_unreachable_node_is_shown_and_exits_with_1():
     answer = json.loads(document.stdout)
     assert answer["leader"] is None
     assert answer["nodes"][0]["reachable"] is False
+
+
+def test_check_config_says_what_a_node_would_be(tmp_path):
+    """A good file: who the node is and its ports, and a warning for each key that means nothing."""
+    file = tmp_path / "kvorum.toml"
+    file.write_text('[deployment]\nreplica_endpoints = ["a:9090", "b:9090", "c:9090"]\n[reads]\nlevel = "local"\n')
+
+    result = run("check-config", "--config", str(file), "--node-id", "2")
+
+    assert result.exit_code == 0
+    assert "good: node 2 at c:9090, ports client 9090, peer 7090, http 8090" in result.output
+    assert "unknown key level in [reads]" in result.output
+
+
+def test_check_config_bad_value_exits_with_1_and_names_file_key_and_choice(tmp_path):
+    """A bad value is an error before anything is started."""
+    file = tmp_path / "kvorum.toml"
+    file.write_text('[reads]\nconsistency_level = "sometimes"\n')
+
+    result = run("check-config", "--config", str(file))
+
+    assert result.exit_code == 1
+    assert f'{file}: [reads] consistency_level = "sometimes" is not allowed; it must be one of' in result.stderr
 
 
 def test_wal_inspect_directory_without_segments_exits_with_1(tmp_path):
