@@ -506,8 +506,9 @@ class Membership:
             node_id = member.node_id
             if member.voter or not member.incarnation or node_id not in reachable:
                 continue
-            if matches.get(node_id, 0) + CAUGHT_UP_ENTRIES < machine.commit_index:
-                continue
+            match = matches.get(node_id, 0)
+            if not match or match + CAUGHT_UP_ENTRIES < machine.commit_index:
+                continue  # of a short log, too, it must hold something: that it has begun is what makes it a help
             self._caught_up[node_id] = caught_up.get(node_id, 0) + 1
             following = Configuration(
                 tuple(replace(m, voter=True) if m.node_id == node_id else m for m in machine.configuration.members)
