@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -25,11 +26,12 @@ from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surround
 from kvorum.consensus.registry import AlgorithmSettings
 from kvorum.consensus.retention import RetentionSettings
 from kvorum.core.cluster import Configuration, Member
-from kvorum.core.errors import StorageFailedError
+from kvorum.core.errors import OutOfSpaceError, StorageFailedError
 from kvorum.observe.pauses import CollectorPauses
 from kvorum.peers.tcp import TcpPeerLinks
 from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
+from kvorum.storage.free_space import FreeSpace
 from kvorum.storage.rocksdict_engine import EngineTuning, RocksdictEngine
 from kvorum.storage.staging import StagedStores
 from kvorum.storage.wal.segmented_log import SegmentedLog
@@ -50,6 +52,12 @@ STOP_GRACE_S = 5.0
 ALONE_WAIT_S = 2.0
 ALONE_POLL_S = 0.005
 """How long, and how often, a standalone node looks for its own election before it listens."""
+
+SPACE_LOOK_S: Final = 0.25
+"""How often the free space is looked at; a look costs a few microseconds."""
+
+STORE_RESUME_S: Final = 60.0
+"""With ample space the store goes on by itself within seconds; one that does not is opened again by a restart."""
 
 
 def first_configuration(settings: Settings) -> Configuration:
@@ -77,23 +85,16 @@ class Node:
 
         Raises:
             StartupError: The data directory cannot be used.
+            OutOfSpaceError: The disk is full. Nothing stays open; try again when there is space.
             StorageFailedError: What it holds is damaged; the text says where and what to do.
         """
         self.settings = settings
         self._loop = loop
         self._fail = fail
-        self.directory = open_directory(settings)
-        self.stores = StagedStores(self.directory, lambda path: RocksdictEngine.open(path, _tuning(settings)))
-        self.executor = KvStoreExecutor(self.stores.engine)
-        self.log = SegmentedLog.open(
-            self.directory.log_path,
-            segment_bytes=settings.wal.segment_bytes,
-            run_on_loop=loop.call_soon_threadsafe,
-            fail=fail,
-            installed=self.directory.installed,
-        )
-        if self.directory.installed is not None:
-            self.directory.set_store(self.directory.state_path, None)
+        self.space = FreeSpace(settings.data_directory, settings.database.reserve_bytes)
+        with ExitStack() as undo:
+            self._open_files(undo)
+            undo.pop_all()
         self.links = (
             TcpPeerLinks(
                 settings.node_id,
@@ -124,6 +125,27 @@ class Node:
         """Its data is open and its ports are; what of the log is not replayed yet shows in readiness."""
         self.http: ObserveServer | None = None
         self._flushing: asyncio.Future[None] | None = None
+        self._space_timer: asyncio.TimerHandle | None = None
+        self._store_stuck_since: float | None = None
+
+    def _open_files(self, undo: ExitStack) -> None:
+        """Data directory, store and log; ``undo`` closes what was opened if one of them cannot be."""
+        settings = self.settings
+        self.directory = open_directory(settings)
+        undo.callback(self.directory.close)
+        self.stores = StagedStores(self.directory, lambda path: RocksdictEngine.open(path, _tuning(settings)))
+        undo.callback(self.stores.close)
+        self.executor = KvStoreExecutor(self.stores.engine)
+        self.log = SegmentedLog.open(
+            self.directory.log_path,
+            segment_bytes=settings.wal.segment_bytes,
+            run_on_loop=self._loop.call_soon_threadsafe,
+            fail=self._fail,
+            installed=self.directory.installed,
+        )
+        undo.callback(self.log.close)
+        if self.directory.installed is not None:
+            self.directory.set_store(self.directory.state_path, None)
 
     @property
     def engine(self) -> StorageEngine:
@@ -182,6 +204,7 @@ class Node:
                 admin=Administration(self.consensus) if self.settings.http.admin else None,
             )
             await self.http.start()
+        self._watch_space()
         self.consensus.start()
         if self.links is None:
             # A cluster of one elects itself in a moment; whoever is accepted is served at once (contract section 11).
@@ -197,6 +220,8 @@ class Node:
         await self.consensus.hand_over()
         await self.server.stop(STOP_GRACE_S)
         await self.consensus.stop(STOP_GRACE_S)
+        if self._space_timer is not None:
+            self._space_timer.cancel()
         if self.http is not None:
             await self.http.stop()
         self.pauses.leave()
@@ -236,17 +261,37 @@ class Node:
         }
 
     def _flush_engine(self, done: Callable[[], None]) -> None:
-        """Flush in a thread (rocksdict's flush releases the interpreter lock), then call back on the loop."""
+        """Flush in a thread (rocksdict's flush releases the interpreter lock), then tell the applier on the loop."""
 
         def finished(flushed: asyncio.Future[None]) -> None:
             error = flushed.exception()
             if error is None:
                 done()
+            elif isinstance(error, OutOfSpaceError):
+                self.consensus.applier.flush_refused()
             else:
                 self._fail(error)
 
         self._flushing = self._loop.run_in_executor(None, self.engine.flush)
         self._flushing.add_done_callback(finished)
+
+    def _watch_space(self) -> None:
+        """Step aside while the reserve is used up, and see that the store goes on when there is space."""
+        enough = self.space.look()
+        self.consensus.space_changed("reserve", enough)
+        now = self._loop.time()
+        if self.consensus.applier.has_space or not self.space.ample:
+            self._store_stuck_since = None
+        elif self._store_stuck_since is None:
+            self._store_stuck_since = now
+        elif now - self._store_stuck_since > STORE_RESUME_S:
+            msg = (
+                f"the store in {self.directory.state_path} met a full disk and does not go on although there is "
+                "space again; start the node again: nothing is lost, the log holds what the store does not. "
+                "Look for a disk quota"
+            )
+            self._fail(StorageFailedError(msg))
+        self._space_timer = self._loop.call_later(SPACE_LOOK_S, self._watch_space)
 
     def _defect(self, error: BaseException) -> None:
         """A failed disk or a broken invariant ends the node; any other defect cost one request and was answered."""

@@ -18,7 +18,7 @@ import structlog
 import uvloop
 
 import kvorum
-from kvorum.app.node import Node
+from kvorum.app.space import open_node
 from kvorum.core.errors import KvorumError, StartupError
 from kvorum.observe.logging import configure_logging, stop_logging
 
@@ -75,7 +75,10 @@ async def _live(settings: Settings, warnings: Sequence[str]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    node = Node(settings, loop, die)
+    node = await open_node(settings, die, stop)
+    if node is None:
+        log.info("stopped", node_id=settings.node_id)
+        return
     await node.start()
     gc.collect()
     gc.freeze()

@@ -62,6 +62,9 @@ class Database(Section):
     """Where data lies."""
 
     base_path: Annotated[str, Field(min_length=1)] = "./data/kvorum"
+    reserve_bytes: Annotated[int, Field(ge=0, le=1024 * 1024 * _MIB)] = 64 * _MIB
+    """Below this much free space, or a twentieth of a small volume, the node steps aside: log and store need it to end
+    in good order."""
 
 
 class Consensus(Section):

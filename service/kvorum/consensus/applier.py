@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from kvorum.core.entries import EntryBatch, entry_bytes
-from kvorum.core.errors import WriteStalledError
+from kvorum.core.errors import OutOfSpaceError, WriteStalledError
 from kvorum.observe.histogram import LatencyHistogram
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ FLUSH_S: Final = 30.0
 STALL_RETRY_S: Final = 0.005
 """How long a stalled engine is left alone before the same group is tried again."""
 
+SPACE_RETRY_S: Final = 0.5
+"""Pause between two attempts of a write or flush while the disk is full; the log keeps the same one."""
+
 
 class Applier:
     """One queue of committed groups in front of one state machine."""
@@ -47,6 +50,7 @@ class Applier:
         on_applied: Callable[[Sequence[Entry], Sequence[Applied | Refusal | None]], None],
         flush: Callable[[Callable[[], None]], None],
         on_flushed: Callable[[], None] = lambda: None,
+        on_space: Callable[[bool], None] = lambda _: None,
         flush_entries: int = FLUSH_ENTRIES,
     ) -> None:
         """
@@ -57,8 +61,10 @@ class Applier:
             loop: Where to continue between slices.
             clock: Monotonic seconds.
             on_applied: Called with each applied group and its outcomes, the state showing all of it.
-            flush: Makes everything applied so far durable in the background, then calls back on the loop.
+            flush: Makes everything applied so far durable in the background, then calls back on the loop; or calls
+                `flush_refused` if the disk is full.
             on_flushed: Called when the durable index has moved.
+            on_space: Called with False when the store meets a full disk, with True when it goes on.
             flush_entries: Entries applied beyond the durable index after which a flush begins.
         """
         self._machine = machine
@@ -67,6 +73,7 @@ class Applier:
         self._on_applied = on_applied
         self._flush = flush
         self._on_flushed = on_flushed
+        self._on_space = on_space
         self._flush_entries = flush_entries
         self._queue: deque[EntryBatch] = deque()
         self._steps: Iterator[list[Applied | Refusal | None] | None] | None = None
@@ -79,6 +86,10 @@ class Applier:
         self._unflushed_entries = 0
         self._unflushed_bytes = 0
         self._last_flush = clock()
+        self._write_refused = False
+        self._flush_refused = False
+        self.has_space = True
+        """False from a write or a flush that met a full disk until one succeeds."""
         self.stalled = False
         self.stalls_total = 0
         self.flushes_total = 0
@@ -128,6 +139,8 @@ class Applier:
         self.stalled = False
         self._unflushed_entries = self._unflushed_bytes = 0
         self.durable_index = index
+        self._write_refused = self._flush_refused = False
+        self._look_at_space()
         self._paused = False
         while self._stops and self._stops[0][0] <= index:
             self._stops.pop(0)[1]()
@@ -168,15 +181,18 @@ class Applier:
         try:
             outcomes = next(self._steps)
         except WriteStalledError:
-            self._steps = None
-            self.stalled = True
-            self.stalls_total += 1
-            self._scheduled = True
-            self._loop.call_later(STALL_RETRY_S, self._resume)
+            self._try_later(STALL_RETRY_S)
+            return
+        except OutOfSpaceError:
+            # Nothing is lost: what the store could not flush it keeps, and the log holds this group and all before it.
+            self._write_refused = True
+            self._look_at_space()
+            self._try_later(SPACE_RETRY_S)
             return
         if outcomes is not None:
             self._steps = None
-            self.stalled = False
+            self.stalled = self._write_refused = False
+            self._look_at_space()
             self._queue.popleft()
             self.histogram.observe(self._clock() - started)
             self._note_unflushed(entries)
@@ -191,6 +207,20 @@ class Applier:
         if self._queue and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._resume)
+
+    def _try_later(self, pause_s: float) -> None:
+        """The store took nothing of the group at the head."""
+        self._steps = None
+        self.stalled = True
+        self.stalls_total += 1
+        self._scheduled = True
+        self._loop.call_later(pause_s, self._resume)
+
+    def _look_at_space(self) -> None:
+        has_space = not (self._write_refused or self._flush_refused)
+        if has_space is not self.has_space:
+            self.has_space = has_space
+            self._on_space(has_space)
 
     # --- durable index ---
 
@@ -213,7 +243,8 @@ class Applier:
 
     def tick(self, now: float) -> None:
         """A few times a second: flush what little there is once in a while, so that a restart replays little."""
-        if self._unflushed_entries and now - self._last_flush >= FLUSH_S:
+        pause_s = SPACE_RETRY_S if self._flush_refused else FLUSH_S
+        if (self._unflushed_entries or self._flush_refused) and now - self._last_flush >= pause_s:
             self.flush_now()
 
     @property
@@ -221,8 +252,15 @@ class Applier:
         """Whether a flush is under way."""
         return self._flushing
 
-    def _flushed(self, reached: Index) -> None:
+    def flush_refused(self) -> None:
+        """The flush under way met a full disk: `tick` begins another one, until one succeeds."""
         self._flushing = False
+        self._flush_refused = True
+        self._look_at_space()
+
+    def _flushed(self, reached: Index) -> None:
+        self._flushing = self._flush_refused = False
+        self._look_at_space()
         self.flushes_total += 1
         self.flush_histogram.observe(self._clock() - self._last_flush)
         self.durable_index = reached

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from kvorum.consensus import frames
@@ -104,7 +105,7 @@ class ConsensusManager(Reporting):
         self._last_tick = self._started
         self._tick_postponed = False
         self._stopping = self._stopped = self._leaving = False
-        self.has_space = True
+        self._short_of_space: set[str] = set()
         self.log_hangs = False
         self.installing = False
         self._hard_state = HardState()
@@ -150,6 +151,7 @@ class ConsensusManager(Reporting):
             on_applied=self._group_applied,
             flush=around.flush,
             on_flushed=self._flushed,
+            on_space=partial(self.space_changed, "store"),
             flush_entries=settings.flush_entries,
         )
         self.snapshots = (
@@ -168,7 +170,7 @@ class ConsensusManager(Reporting):
 
     def start(self) -> None:
         """Open the log's thread and the links, then be born, rejoin, or wait for the others."""
-        self._log.start(self._persisted, self._space_changed)
+        self._log.start(self._persisted, partial(self.space_changed, "log"))
         recovered = self._log.recovered
         if recovered.last_index > 0 or (self.cluster_id is not None and self.peering.joining):
             self.become_member(recovered)
@@ -347,14 +349,24 @@ class ConsensusManager(Reporting):
             else:
                 self._held.append(send)
 
-    def _space_changed(self, has_space: bool) -> None:  # noqa: FBT001 - a port callback
-        """Disk full: fall silent like a paused node, so that the others elect; speak again when there is space."""
-        self.has_space = has_space
+    def space_changed(self, what: str, has_space: bool) -> None:  # noqa: FBT001 - a port callback
+        """
+        Disk full: fall silent like a paused node, so that the others elect; speak again when there is space.
+
+        Args:
+            what: The log, the store, or the reserve kept free for both; each has its own view of the disk.
+            has_space: Whether that one goes on.
+        """
+        had_space = self.has_space
         if has_space:
+            self._short_of_space.discard(what)
+        else:
+            self._short_of_space.add(what)
+        if self.has_space and not had_space:
             self._logger.info("disk has space again: taking part once more")
             self._speaks_again()
-        else:
-            self._logger.error("disk full: this node votes and appends nothing until there is space")
+        elif had_space and not self.has_space:
+            self._logger.error("disk full: this node votes and appends nothing until there is space", met_by=what)
 
     def _speaks_again(self) -> None:
         """What was said meanwhile did not leave or was not heard; the leader may still be the same."""

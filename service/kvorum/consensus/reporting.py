@@ -27,7 +27,6 @@ class Reporting:
     node_id: NodeId
     machine: Machine | None
     contacts: Contacts
-    has_space: bool
     log_hangs: bool
     removed: bool
     leader_heard: float
@@ -39,6 +38,7 @@ class Reporting:
     _leaving: bool
     _replay: tuple[Index, Index]
     _complete: bool = False
+    _short_of_space: set[str]
 
     clock: Callable[[], float]
     """Monotonic seconds."""
@@ -49,9 +49,15 @@ class Reporting:
         return self.machine.term if self.machine else 0
 
     @property
+    def has_space(self) -> bool:
+        """False while log or store meet a full disk, or the reserve kept free for them is used up."""
+        return not self._short_of_space
+
+    @property
     def speaks(self) -> bool:
-        """False while the log cannot be written: this node is then silent and deaf, like a paused one."""
-        return self.has_space and not self.log_hangs and not self.installing and not self.removed
+        """False while the disk cannot be written: this node is then silent and deaf, like a paused one."""
+        # Hot path: asked for every frame.
+        return not self._short_of_space and not self.log_hangs and not self.installing and not self.removed
 
     @property
     def leader(self) -> NodeId | None:
@@ -189,6 +195,7 @@ class Reporting:
             ("leader", self._knows_live_leader()),
             ("caught_up", caught_up),
             ("complete", self.complete),
+            ("disk_space", self.has_space),
             ("log_writable", self.speaks),
             ("serving", not (self._stopping or self._leaving or self.removed)),
         ]

@@ -68,6 +68,14 @@ class StorageFailedError(KvorumError):
     """
 
 
+class OutOfSpaceError(StorageFailedError):
+    """
+    The disk is full, or a quota is used up: nothing was written and nothing is lost.
+
+    The one failure of a disk that a node survives: it steps aside and tries again until there is space.
+    """
+
+
 class WriteStalledError(KvorumError):
     """The storage engine asks to wait; nothing was written and the batch is spent: build it again later."""
 

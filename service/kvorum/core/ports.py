@@ -82,6 +82,7 @@ class StorageEngine(View, Protocol):
 
         Raises:
             WriteStalledError: The engine is behind; nothing was written. The batch is spent: build it again, later.
+            OutOfSpaceError: The disk is full; nothing was written. The batch is spent: build it again, later.
             StorageFailedError: The disk failed; the process must end.
         """
         ...
@@ -91,7 +92,13 @@ class StorageEngine(View, Protocol):
         ...
 
     def flush(self) -> None:
-        """Block until everything written before is durable. Called in a thread; must not hold the interpreter lock."""
+        """
+        Block until everything written before is durable. Called in a thread; must not hold the interpreter lock.
+
+        Raises:
+            OutOfSpaceError: The disk is full; what was written is kept in memory: flush again, later.
+            StorageFailedError: The disk failed; the process must end.
+        """
         ...
 
     def statistics(self) -> EngineStatistics:

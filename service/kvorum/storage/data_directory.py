@@ -24,7 +24,7 @@ import shutil
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from kvorum.core.errors import KvorumError, LocalError, StartupError, StorageFailedError
+from kvorum.core.errors import KvorumError, LocalError, OutOfSpaceError, StartupError, StorageFailedError
 from kvorum.core.snapshot import Manifest
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class DataDirectory:
         Lock a data directory, creating it first if it is missing or empty.
 
         Raises:
+            OutOfSpaceError: The disk is full; try again when there is space.
             StartupError: It is in use, foreign, of another format, damaged, or the disk refuses; says what to do.
 
         Durable:
@@ -94,7 +95,8 @@ class DataDirectory:
         try:
             return cls._open(path)
         except OSError as error:
-            raise StartupError(_explain(path, error)) from error
+            kind = OutOfSpaceError if _is_full(error) else StartupError
+            raise kind(_explain(path, error)) from error
 
     @classmethod
     def _open(cls, path: Path) -> DataDirectory:
@@ -149,7 +151,7 @@ class DataDirectory:
             sync_directory(path)
             _write_store(self.path, path.name, installed)
         except OSError as error:
-            raise StorageFailedError(_explain(self.path, error)) from error
+            raise _failure(self.path, error) from error
         self._store = path.name
         self.installed = installed
 
@@ -184,7 +186,7 @@ class DataDirectory:
         try:
             _write_identity(self.path, self.incarnation, cluster_id, marks)
         except OSError as error:
-            raise StorageFailedError(_explain(self.path, error)) from error
+            raise _failure(self.path, error) from error
         self._cluster_id = cluster_id
         self._marks = marks
 
@@ -256,9 +258,17 @@ class DataDirectory:
         os.close(self._lock)
 
 
+def _is_full(error: OSError) -> bool:
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def _failure(path: Path, error: OSError) -> StorageFailedError:
+    return (OutOfSpaceError if _is_full(error) else StorageFailedError)(_explain(path, error))
+
+
 def _explain(path: Path, error: OSError) -> str:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return f"data directory {path}: the disk is full ({error}); free space or enlarge the volume, then start again"
+    if _is_full(error):
+        return f"data directory {path}: the disk is full ({error}); free space or enlarge the volume"
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return (
             f"data directory {path} cannot be written by user {os.getuid()} ({error}); "

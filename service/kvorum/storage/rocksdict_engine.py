@@ -23,7 +23,7 @@ from rocksdict import (
 )
 from rocksdict import WriteBatch as RocksdictBatch
 
-from kvorum.core.errors import LocalError, StorageFailedError, WriteStalledError
+from kvorum.core.errors import LocalError, OutOfSpaceError, StorageFailedError, WriteStalledError
 from kvorum.core.ports import EngineStatistics
 
 if TYPE_CHECKING:
@@ -43,6 +43,14 @@ _MEMTABLE_BLOOM_RATIO: Final = 0.1
 _DELETIONS_WINDOW: Final = 10_000
 _DELETIONS_TRIGGER: Final = 2_500
 """This many deletions in a row of that many entries make a file worth compacting."""
+
+_FULL: Final = ("No space left on device", "Disk quota exceeded")
+"""
+ENOSPC and EDQUOT as RocksDB spells them.
+
+It keeps what it could not flush, refuses every write meanwhile, and goes on by itself: it looks every five seconds
+whether a memtable's worth of space is free (after ENOSPC; after EDQUOT it has to be opened again).
+"""
 
 _INFO_LOG_FILES_MAX: Final = 2
 _INFO_LOG_BYTES_MAX: Final = 4 * _MEBIBYTE
@@ -112,12 +120,16 @@ class RocksdictEngine:
         Open a directory, creating it if it is missing.
 
         Raises:
+            OutOfSpaceError: The disk is full: even opening writes a little.
             StorageFailedError: It cannot be created, is damaged, or another process has it open.
         """
         options = _options(tuning or EngineTuning())
         try:
             database = Rdict(str(path), options)
         except Exception as error:
+            if _is_full(str(error)):
+                msg = f"cannot open the RocksDB directory {path}: {error}; free space or enlarge the volume"
+                raise OutOfSpaceError(msg) from error
             msg = (
                 f"cannot open the RocksDB directory {path}: {error}; if no other process uses it and the disk is "
                 "healthy, move it aside and start again: the store is built again from the log"
@@ -187,6 +199,7 @@ class RocksdictEngine:
 
         Raises:
             WriteStalledError: Memtables or level 0 are full; nothing was written.
+            OutOfSpaceError: An earlier flush met a full disk; nothing was written.
             StorageFailedError: The disk failed.
         """
         try:
@@ -199,7 +212,13 @@ class RocksdictEngine:
         return _IteratorView(self._database.iter(ReadOptions()), self._path)
 
     def flush(self) -> None:
-        """Block until everything written before is durable; releases the interpreter lock, so call it in a thread."""
+        """
+        Block until everything written before is durable; releases the interpreter lock, so call it in a thread.
+
+        Raises:
+            OutOfSpaceError: The disk is full; nothing is lost, flush again later.
+            StorageFailedError: The disk failed.
+        """
         try:
             self._database.flush(wait=True)
         except Exception as error:
@@ -233,7 +252,12 @@ class RocksdictEngine:
             return WriteStalledError(text)
         if isinstance(error, DbClosedError) or "already consumed" in text:
             return LocalError(f"storage engine in {self._path} used wrongly: {text}")
-        return StorageFailedError(f"RocksDB in {self._path} failed: {text}")
+        kind = OutOfSpaceError if _is_full(text) else StorageFailedError
+        return kind(f"RocksDB in {self._path} failed: {text}")
+
+
+def _is_full(text: str) -> bool:
+    return any(spelt in text for spelt in _FULL)
 
 
 def _must_be_healthy(cursor: RdictIter, path: Path) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import shutil
 from typing import TYPE_CHECKING
 
-from kvorum.core.errors import StorageFailedError
+from kvorum.core.errors import OutOfSpaceError, StorageFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,8 @@ class StagedStores:
         self._path = None
         old, self._old = self._old, None
         if old is not None:
-            await asyncio.to_thread(old.close)
+            with contextlib.suppress(OutOfSpaceError):  # it has given its place away: what it could not flush is void
+                await asyncio.to_thread(old.close)
         await asyncio.to_thread(self._directory.remove_other_stores)
 
     async def abandon(self) -> None:
@@ -85,8 +86,13 @@ class StagedStores:
             self._path = None
 
     def close(self) -> None:
-        """Close every engine; a store that is staged stays for the next start to delete."""
+        """
+        Close every engine; a store that is staged stays for the next start to delete.
+
+        On a full disk an engine is closed without what it could not flush: the log holds that.
+        """
         for engine in (self._staged, self._old, self.engine):
             if engine is not None:
-                engine.close()
+                with contextlib.suppress(OutOfSpaceError):
+                    engine.close()
         self._staged = self._old = None

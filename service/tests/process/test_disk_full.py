@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.process.harness import Cluster, eventually
-from tests.process.wire import set_key
+from tests.process.wire import get, set_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,13 +21,25 @@ if TYPE_CHECKING:
 
 VALUE = b"v" * 200_000
 
+LOG_MEETS_IT = "[wal]\nsegment_bytes = 1048576\n"
+"""Small segments: without a reserve the next segment of the log is what meets the end of the disk."""
+
+STORE_MEETS_IT = "[wal]\nsegment_bytes = 16777216\n[rocksdb]\nwrite_buffer_size_mb = 1\n"
+"""Room in the present segment and small memtables: without a reserve a flush of RocksDB meets the end of the disk."""
+
 
 @pytest.fixture
-def small_disks(make_cluster: Callable[..., Cluster]) -> Iterator[Cluster]:
-    """A cluster whose nodes have 64 MiB each; log segments of 1 MiB, so that a full disk is noticed soon."""
-    cluster = make_cluster(settings="[wal]\nsegment_bytes = 1048576\n")
+def small_disks(make_cluster: Callable[..., Cluster]) -> Iterator[Callable[..., Cluster]]:
+    """Makes a cluster whose nodes have 64 MiB each; none of it is a reserve unless that is asked for."""
     mounted: list[Path] = []
-    try:
+    made: list[Cluster] = []
+
+    def make(settings: str, *, reserve: bool = False) -> Cluster:
+        cluster = make_cluster(settings=settings)
+        made.append(cluster)
+        if not reserve:
+            for node in cluster.nodes:
+                node.environment["KVORUM_DATABASE__RESERVE_BYTES"] = "0"
         for number in range(len(cluster.nodes)):
             folder = cluster.data_directory(number)
             folder.mkdir(parents=True)
@@ -35,9 +48,13 @@ def small_disks(make_cluster: Callable[..., Cluster]) -> Iterator[Cluster]:
             if done.returncode:
                 pytest.skip(f"cannot mount a small tmpfs here: {done.stderr.strip()}")
             mounted.append(folder)
-        yield cluster
+        return cluster
+
+    try:
+        yield make
     finally:
-        cluster.end()
+        for cluster in made:
+            cluster.end()
         for folder in mounted:
             subprocess.run(["umount", str(folder)], check=False)
 
@@ -54,30 +71,107 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-async def test_full_disk_of_one_node_costs_that_node_only(small_disks: Cluster) -> None:
+async def test_full_disk_of_one_node_costs_that_node_only(small_disks: Callable[..., Cluster]) -> None:
     """First a follower's disk, then the leader's: writes go on, the full node says it is not ready, then catches up."""
-    small_disks.start()
-    await small_disks.ready()
+    cluster = small_disks(LOG_MEETS_IT)
+    cluster.start()
+    await cluster.ready()
     wanted: dict[bytes, bytes] = {}
     for role in ("follower", "leader"):
-        full = await small_disks.leader() if role == "leader" else (await small_disks.followers())[0]
-        wanted |= await fill_and_free(small_disks, full, role.encode())
-        await small_disks.holds(wanted)
+        full = await in_role(cluster, role)
+        wanted |= await fill_and_free(cluster, full, role.encode())
+        await cluster.holds(wanted)
 
 
 async def fill_and_free(cluster: Cluster, full: Node, prefix: bytes) -> dict[bytes, bytes]:
     """Let one node's disk be full while the others take writes, then free it; what was acknowledged."""
-    others = [node for node in cluster.nodes if node is not full]
     filler = fill(cluster.data_directory(cluster.nodes.index(full)))
-    wanted = {b"%s%02d" % (prefix, count): VALUE for count in range(20)}
-    for key in wanted:
-        await eventually(functools.partial(_acknowledged, others, key), "a write while one disk is full", 12)
+    wanted = await write(cluster, full, prefix, 20)
     await eventually(lambda: _unready(full), "the full node says so", 5)
     assert full.running, full.last_words
 
     filler.unlink()
     await eventually(lambda: _ready(full), "the node is ready again", 10)
     await cluster.leader()
+    return wanted
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["it goes on", "it is killed and started while full"])
+@pytest.mark.parametrize("role", ["follower", "leader"])
+async def test_full_disk_met_by_the_store_is_survived(
+    small_disks: Callable[..., Cluster], role: str, *, killed: bool
+) -> None:
+    """RocksDB cannot flush: the node steps aside, still reads, can even be killed, and has everything in the end."""
+    cluster = small_disks(STORE_MEETS_IT)
+    cluster.start()
+    await cluster.ready()
+    full = await in_role(cluster, role)
+    wanted = await write(cluster, full, b"before", 1)
+    filler = fill(cluster.data_directory(cluster.nodes.index(full)))
+    wanted |= await write(cluster, full, b"meanwhile", 20)
+    await eventually(lambda: _unready(full), "the full node says so", 10)
+    await still_looks(full)
+    if killed:
+        full.kill()
+        full.start()
+        await eventually(lambda: _waits(full), "it says that it waits for space", 10)
+        assert not await full.accepts()
+        assert full.http("/livez")[0] == 200
+    wanted |= await write(cluster, full, b"later", 10)
+    assert full.running, full.last_words
+
+    filler.unlink()
+    await eventually(lambda: _ready(full), "the node is ready again", 20)
+    assert killed == ("starting" in full.last_words.partition("disk has space again")[2])
+    await cluster.leader()
+    await cluster.holds(wanted)
+
+
+async def still_looks(full: Node) -> None:
+    """What a full node shows: which part met the end, an alarm, a failed check, and local reads."""
+    assert '"met_by":"store"' in full.last_words.replace(" ", "") or "met_by=store" in full.last_words, full.last_words
+    assert full.metrics()['kvorum_alarm_active{type="nospace"}'] == 1
+    assert "[-]disk_space failed" in full.http("/readyz?verbose")[1]
+    assert full.http("/livez")[0] == 200
+    reply = await full.call(get(b"before00", "local"))
+    assert reply.value == VALUE or reply.code == "STALE", f"{reply}"
+    reply = await full.call(get(b"before00", "read_index"))
+    assert (reply.code, "disk of this node is full" in str(reply)) == ("UNAVAILABLE", True), f"{reply}"
+
+
+async def test_node_steps_aside_before_the_end_of_the_disk(small_disks: Callable[..., Cluster]) -> None:
+    """The reserve is used up: not ready although a write would fit, and again ready only with twice the reserve."""
+    cluster = small_disks(LOG_MEETS_IT, reserve=True)
+    cluster.start()
+    await cluster.ready()
+    full = await in_role(cluster, "leader")
+    filler = fill(cluster.data_directory(cluster.nodes.index(full)))
+    with filler.open("r+b") as file:
+        file.truncate(filler.stat().st_size - (1 << 20))
+    await eventually(lambda: _unready(full), "the node with too little space says so", 10)
+    wanted = await write(cluster, full, b"meanwhile", 10)
+    with filler.open("r+b") as file:
+        file.truncate(filler.stat().st_size - (3 << 20))
+    assert full.metrics()["kvorum_volume_free_bytes"] < 6 << 20
+    assert await _unready(full)
+
+    filler.unlink()
+    await eventually(lambda: _ready(full), "the node is ready again", 10)
+    await cluster.leader()
+    await cluster.holds(wanted)
+
+
+async def in_role(cluster: Cluster, role: str) -> Node:
+    """A node that leads, or one that follows."""
+    return await cluster.leader() if role == "leader" else (await cluster.followers())[0]
+
+
+async def write(cluster: Cluster, full: Node, prefix: bytes, count: int) -> dict[bytes, bytes]:
+    """Write so many keys through the other nodes, each until it is acknowledged."""
+    others = [node for node in cluster.nodes if node is not full]
+    wanted = {b"%s%02d" % (prefix, number): VALUE for number in range(count)}
+    for key in wanted:
+        await eventually(functools.partial(_acknowledged, others, key), "a write while one disk is full", 12)
     return wanted
 
 
@@ -96,3 +190,8 @@ async def _ready(node: Node) -> bool:
 
 async def _unready(node: Node) -> bool:
     return not await _ready(node)
+
+
+async def _waits(node: Node) -> bool:
+    status, body = await asyncio.to_thread(node.http, "/status")
+    return status == 200 and json.loads(body).get("state") == "waiting for disk space"

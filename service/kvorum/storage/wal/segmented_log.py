@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from kvorum.core.entries import EntryKind, HardState
-from kvorum.core.errors import StorageFailedError
+from kvorum.core.errors import OutOfSpaceError, StorageFailedError
 from kvorum.observe.histogram import LatencyHistogram
 from kvorum.storage.wal.layout import FILE_HEADER_BYTES, SEGMENT_BYTES, base_record, hard_state_record
 from kvorum.storage.wal.recovery import list_segments, recover
@@ -141,19 +141,23 @@ class SegmentedLog:
                 the two: a log that does not reach its base yet is reset to it.
 
         Raises:
+            OutOfSpaceError: The disk is full; what was there is there, try again when there is space.
             StorageFailedError: The log is damaged or the disk refuses; the text names file, offset and way out.
 
         Durable:
             Everything `recovered` says: the last good group was written again and synced.
         """
         recovery = recover(directory, system)
+        writer = SegmentWriter(directory, segment_bytes, max(recovery.last_sequence, 1), system)
         try:
-            writer = _take_over(directory, recovery, segment_bytes, system)
+            _take_over(directory, recovery, writer, system)
             if installed is not None and recovery.state.base_index < installed.index:
                 _follow_store(recovery, writer, installed)
         except OSError as error:
+            # A start on a full disk is tried again and again: nothing may stay open.
+            writer.close()
             msg = f"cannot begin a log segment in {directory}: {error}; free space or make it writable, and start again"
-            raise StorageFailedError(msg) from error
+            raise (OutOfSpaceError if error.errno in _FULL else StorageFailedError)(msg) from error
         return cls(directory, recovery, writer, run_on_loop=run_on_loop, fail=fail, system=system)
 
     # --- the loop's side ---------------------------------------------------------------------------------------------
@@ -209,6 +213,10 @@ class SegmentedLog:
             # Joining in a helper thread keeps the loop running, which the last reports need.
             await asyncio.to_thread(self._thread.join)
             self._report()
+        self.close()
+
+    def close(self) -> None:
+        """Close the files of a log that was not started, or has stopped."""
         self._writer.close()
         self._index.close()
 
@@ -409,7 +417,7 @@ def _configurations_in(entries: Sequence[Entry]) -> _Configurations:
     return [(entry.index, entry.record) for entry in entries if entry.kind == configuration]
 
 
-def _take_over(directory: Path, recovery: Recovery, segment_bytes: int, system: SystemCalls) -> SegmentWriter:
+def _take_over(directory: Path, recovery: Recovery, writer: SegmentWriter, system: SystemCalls) -> None:
     """
     Begin this life's first segment with the last good group, then remove what became void.
 
@@ -419,10 +427,14 @@ def _take_over(directory: Path, recovery: Recovery, segment_bytes: int, system: 
     number = max((number for number, _ in list_segments(directory, system)), default=0) + 1
     parts = [*(recovery.last_head or recovery.state.head()), recovery.last_body]
     size = sum(map(len, parts))
-    writer = SegmentWriter(directory, segment_bytes, max(recovery.last_sequence, 1), system)
     writer.begin_segment(number, size)
     assert writer.segment is not None
-    offset, end = writer.write(parts, size)
+    try:
+        offset, end = writer.write(parts, size)
+    except OSError:
+        # Nothing in it was synced, so it says nothing; attempts on a full disk must not leave one file each.
+        system.unlink(writer.segment.path)
+        raise
     assert offset == FILE_HEADER_BYTES
     writer.sync()
     writer.advance(end)
@@ -436,7 +448,6 @@ def _take_over(directory: Path, recovery: Recovery, segment_bytes: int, system: 
             # Also gives back what was preallocated, or a crash loop would fill the disk with empty segments.
             system.truncate(file.path, file.kept_end)
     system.sync_directory(directory)
-    return writer
 
 
 def _follow_store(recovery: Recovery, writer: SegmentWriter, installed: Manifest) -> None:

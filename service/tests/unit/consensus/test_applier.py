@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvorum.consensus.applier import FLUSH_ENTRIES, FLUSH_S, STALL_RETRY_S, Applier
+from kvorum.consensus.applier import FLUSH_ENTRIES, FLUSH_S, SPACE_RETRY_S, STALL_RETRY_S, Applier
 from kvorum.core.entries import Entry, EntryBatch, EntryKind
-from kvorum.core.errors import WriteStalledError
+from kvorum.core.errors import OutOfSpaceError, WriteStalledError
 from kvorum.core.operations import APPLIED
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ class HandLoop:
 
 
 class CountingState:
-    """Applies by counting; may be told to take slices or to stall."""
+    """Applies by counting; may be told to take slices, to stall or to be out of space."""
 
     def __init__(self) -> None:
         self.applied_index = 0
         self.groups: list[tuple[int, int]] = []
         self.slices = 0
         self.stalls = 0
+        self.refusals = 0
 
     def apply(self, entries: Sequence[Entry]) -> Iterator[list[object] | None]:
         for _ in range(self.slices):
@@ -47,6 +48,9 @@ class CountingState:
         if self.stalls:
             self.stalls -= 1
             raise WriteStalledError
+        if self.refusals:
+            self.refusals -= 1
+            raise OutOfSpaceError
         assert entries[0].index == self.applied_index + 1
         self.applied_index = entries[-1].index
         self.groups.append((entries[0].index, entries[-1].index))
@@ -229,3 +233,66 @@ def test_little_is_flushed_after_a_while_and_the_flush_is_told():
     [done] = flushes
     done()
     assert told == [3]
+
+
+def with_space_told() -> tuple[HandLoop, CountingState, Applier, list[Callable[[], None]], list[bool]]:
+    loop, state, flushes, told = HandLoop(), CountingState(), [], []
+    applier = Applier(
+        state,
+        loop,
+        lambda: 0.0,
+        on_applied=lambda *_: None,
+        flush=flushes.append,
+        on_space=told.append,
+        flush_entries=3,
+    )
+    return loop, state, applier, flushes, told
+
+
+def test_full_disk_in_a_write_is_tried_again_until_there_is_space():
+    """The group is applied once, in order, and who must know is told once that space ended and once that it is back."""
+    loop, state, applier, _, told = with_space_told()
+    state.refusals = 3
+    applier.add(batch(1, 2))
+    applier.add(batch(3, 4))
+    applier.pump()
+    assert (state.groups, applier.has_space, applier.stalled, told) == ([], False, True, [False])
+    assert [delay for delay, _ in loop.booked] == [SPACE_RETRY_S]
+    for _ in range(4):
+        loop.turn()
+
+    assert [(1, 2), (3, 4)] == state.groups
+    assert (applier.has_space, applier.stalled, told) == (True, False, [False, True])
+
+
+def test_full_disk_in_a_flush_is_tried_again_and_nothing_counts_as_durable():
+    """The durable index stays where it is until a flush succeeds; a write that fits meanwhile ends no alarm."""
+    _, _, applier, flushes, told = with_space_told()
+    applier.add(batch(1, 3))
+    applier.pump()
+    flushes.pop()
+    applier.flush_refused()
+    assert (applier.durable_index, applier.flushing, told) == (0, False, [False])
+    applier.add(batch(4, 4))
+    applier.pump()
+    assert told == [False]
+    applier.tick(SPACE_RETRY_S / 2)
+    assert flushes == []
+    applier.tick(SPACE_RETRY_S)
+    flushes.pop()()
+
+    assert (applier.durable_index, applier.has_space, told) == (4, True, [False, True])
+
+
+def test_installed_snapshot_ends_what_the_full_store_of_before_said():
+    """The new store has its own view of the disk."""
+    _, state, applier, _, told = with_space_told()
+    state.refusals = 1
+    applier.add(batch(1, 2))
+    applier.pump()
+    applier.flush_refused()
+    applier.pause()
+    state.applied_index = 100
+    applier.restart(100)
+
+    assert (applier.has_space, told) == (True, [False, True])

@@ -108,6 +108,29 @@ class HangingLog(MemoryLog):
             super().append(*arguments)
 
 
+def test_space_ends_with_the_first_and_comes_back_with_the_last_that_lacks_it():
+    """Log, store and reserve each have their own view of the disk; the node takes part when all of them go on."""
+    loop = SlowLoop(0.02)
+    subject = build(loop)
+    subject.start()
+    for _ in range(100):
+        loop.turn()
+    assert subject.may_serve
+    subject.space_changed("reserve", False)
+    subject.space_changed("log", False)
+    subject.applier.flush_refused()
+    subject.space_changed("reserve", True)
+    subject.space_changed("log", True)
+    assert not subject.is_leader
+    assert ("disk_space", False) in subject.readiness()
+    assert "disk of this node is full" in subject.unavailable("no leader").text
+    for _ in range(60):
+        loop.turn()
+
+    assert subject.may_serve, "the next flush succeeded"
+    assert ("disk_space", True) in subject.readiness()
+
+
 class Waiter:
     told = False
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvorum.core.errors import LocalError, StartupError, StorageFailedError
+from kvorum.core.errors import LocalError, OutOfSpaceError, StartupError, StorageFailedError
 from kvorum.storage import data_directory
 from kvorum.storage.data_directory import DataDirectory
 
@@ -193,12 +193,18 @@ def test_data_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "message"), [(28, "disk is full.*free space"), (13, "cannot be written by user"), (5, "cannot be used")]
+    ("number", "kind", "message"),
+    [
+        (28, OutOfSpaceError, "disk is full.*free space"),
+        (122, OutOfSpaceError, "disk is full.*free space"),
+        (13, StartupError, "cannot be written by user"),
+        (5, StartupError, "cannot be used"),
+    ],
 )
 def test_data_directory_on_a_refusing_disk_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], message: str
 ) -> None:
-    """Full, read-only and broken disks give one clear sentence each, and no lock is left behind."""
+    """Full, read-only and broken disks give one clear sentence each; only a full one is worth another attempt."""
 
     def refuse(_: Path) -> None:
         raise OSError(number, os.strerror(number))
@@ -207,10 +213,11 @@ def test_data_directory_on_a_refusing_disk_says_why(
     with monkeypatch.context() as patch:
         patch.setattr(data_directory, "sync_directory", refuse)
 
-        with pytest.raises(StartupError, match=message):
+        with pytest.raises(kind, match=message):
             DataDirectory.open(tmp_path / "new")
-        with pytest.raises(StorageFailedError, match=message):
+        with pytest.raises(StorageFailedError, match=message) as caught:
             directory.set_cluster_id(CLUSTER)
+        assert isinstance(caught.value, OutOfSpaceError) is (kind is OutOfSpaceError)
 
     assert directory.cluster_id is None
 

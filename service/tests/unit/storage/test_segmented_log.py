@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvorum.core.entries import EntryBatch, EntryKind, HardState
-from kvorum.core.errors import StorageFailedError
+from kvorum.core.errors import OutOfSpaceError, StorageFailedError
 from kvorum.core.ports import RecoveredLog
 from kvorum.storage.wal.inspect import inspect_log
 from kvorum.storage.wal.segmented_log import GROUP_APPENDS_MAX, SegmentedLog
@@ -21,6 +21,7 @@ from tests.unit.storage.log_under_test import SEGMENT_BYTES, configuration, entr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.unit.storage.log_under_test import LogUnderTest
 
@@ -517,12 +518,36 @@ def test_segmented_log_on_asyncio_reports_on_the_loop(tmp_path) -> None:
 
 
 def test_segmented_log_unwritable_directory_is_a_clear_error(tmp_path, open_log: OpenLog) -> None:
-    """A disk that is full when the node starts is said so."""
+    """A disk that is full when the node starts is said so, and may be tried again any number of times."""
+    opened: set[int] = set()
+
+    def create(path: Path) -> int:
+        opened.add(descriptor := REAL.create(path))
+        return descriptor
+
+    def close(descriptor: int) -> None:
+        opened.remove(descriptor)
+        REAL.close(descriptor)
 
     def allocate(descriptor: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(StorageFailedError, match="cannot begin a log segment .*free space"):
-        open_log(system=replace(REAL, allocate=allocate))
+    def write(descriptor: int, buffers, offset: int) -> int:
+        if offset:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return REAL.write(descriptor, buffers, offset)
+
+    for failing in ({"allocate": allocate}, {"write": write}):
+        with pytest.raises(OutOfSpaceError, match="cannot begin a log segment .*free space"):
+            open_log(system=replace(REAL, create=create, close=close, **failing))
+        assert not opened
+    for number, kind in ((errno.EIO, StorageFailedError), (errno.EDQUOT, OutOfSpaceError)):
+
+        def fail(descriptor: int, offset: int, size: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with pytest.raises(StorageFailedError) as caught:
+            open_log(system=replace(REAL, allocate=fail))
+        assert type(caught.value) is kind
 
     assert list((tmp_path / "log").iterdir()) == []
