@@ -16,14 +16,14 @@ from kvorum.storage.wal.system import SystemCalls
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 BLOCK_BYTES: Final = 512
 """What a disk writes as a whole."""
 
 
-class _Act:
+class Act:
     """Kinds of journal entries."""
 
     CREATE: Final = 0
@@ -35,7 +35,7 @@ class _Act:
 
 
 @dataclass(slots=True, eq=False)
-class _File:
+class File:
     """One inode: what is read, and what is on the platter."""
 
     live: bytearray = field(default_factory=bytearray)
@@ -43,12 +43,12 @@ class _File:
 
 
 @dataclass(slots=True, eq=False)
-class _Step:
+class Step:
     """One call that changed something."""
 
     act: int
     path: Path
-    file: _File
+    file: File
     offset: int = 0
     data: bytes = b""
     lost: bool = False
@@ -75,11 +75,11 @@ class SimulatedFiles:
         self.failures = 0
         """Calls that failed on purpose."""
         self._chance = chance
-        self._live: dict[Path, _File] = {}
-        self._durable: dict[Path, _File] = {}
-        self._journal: list[_Step] = []
+        self._live: dict[Path, File] = {}
+        self._durable: dict[Path, File] = {}
+        self._journal: list[Step] = []
         self._settled = 0
-        self._open: dict[int, tuple[Path, _File]] = {}
+        self._open: dict[int, tuple[Path, File]] = {}
         self._descriptors = 0
         self.system = SystemCalls(
             allocate=self._allocate,
@@ -99,6 +99,28 @@ class SimulatedFiles:
             draw_salt=self._draw_salt,
         )
 
+    @classmethod
+    def holding(cls, chance: random.Random, contents: Mapping[Path, bytes]) -> SimulatedFiles:
+        """A disk that holds these files and was just switched on."""
+        files = cls(chance)
+        for path, content in contents.items():
+            files._live[path] = files._durable[path] = File(bytearray(content), bytearray(content))
+        return files
+
+    @property
+    def journal(self) -> list[Step]:
+        """What was done since the beginning, or since the last `settle`: not to be changed."""
+        return self._journal
+
+    @property
+    def names(self) -> dict[Path, File]:
+        """Every file whose name is on the platter."""
+        return dict(self._durable)
+
+    def contents(self) -> dict[Path, bytes]:
+        """Every file as a process reads it now."""
+        return {path: bytes(file.live) for path, file in self._live.items()}
+
     # --- time and crashes ---
 
     def settle(self) -> None:
@@ -117,11 +139,11 @@ class SimulatedFiles:
         """The machine dies somewhere in what was done since `settle`; of what no sync covers, anything may be left."""
         del self._journal[self._chance.randint(self._settled, len(self._journal)) :]
         leftover = self._carry_out(self._journal)
-        names = [step for step in leftover if step.act in {_Act.CREATE, _Act.UNLINK}]
+        names = [step for step in leftover if step.act in {Act.CREATE, Act.UNLINK}]
         for step in names[: self._chance.randint(0, len(names))]:
             self._name(self._durable, step)
         for step in leftover:
-            if step.act in {_Act.WRITE, _Act.RESIZE} and not step.lost:
+            if step.act in {Act.WRITE, Act.RESIZE} and not step.lost:
                 self._tear(step)
         self._journal.clear()
         self._settled = 0
@@ -151,61 +173,61 @@ class SimulatedFiles:
         for file in self._live.values():
             file.live = bytearray(file.durable)
 
-    def _carry_out(self, steps: list[_Step]) -> list[_Step]:
+    def _carry_out(self, steps: list[Step]) -> list[Step]:
         """Move to the platter what syncs among these steps cover; returns the others, in their order."""
         covered: set[int] = set()
         waiting: dict[int, list[int]] = {}
         names: list[int] = []
         for position, step in enumerate(steps):
-            if step.act == _Act.SYNC:
+            if step.act == Act.SYNC:
                 covered.add(position)
                 for earlier in waiting.pop(id(step.file), ()):
                     self._put(steps[earlier])
                     covered.add(earlier)
-            elif step.act == _Act.SYNC_DIRECTORY:
+            elif step.act == Act.SYNC_DIRECTORY:
                 covered.add(position)
                 for earlier in names:
                     self._name(self._durable, steps[earlier])
                     covered.add(earlier)
                 names.clear()
-            elif step.act in {_Act.CREATE, _Act.UNLINK}:
+            elif step.act in {Act.CREATE, Act.UNLINK}:
                 names.append(position)
             elif not step.lost:
                 waiting.setdefault(id(step.file), []).append(position)
         return [step for position, step in enumerate(steps) if position not in covered]
 
     @staticmethod
-    def _name(directory: dict[Path, _File], step: _Step) -> None:
-        if step.act == _Act.CREATE:
+    def _name(directory: dict[Path, File], step: Step) -> None:
+        if step.act == Act.CREATE:
             directory[step.path] = step.file
         else:
             directory.pop(step.path, None)
 
     @staticmethod
-    def _put(step: _Step) -> None:
-        _change(step.file.durable, step)
+    def _put(step: Step) -> None:
+        change(step.file.durable, step)
 
-    def _show(self, step: _Step) -> None:
-        if step.act in {_Act.CREATE, _Act.UNLINK}:
+    def _show(self, step: Step) -> None:
+        if step.act in {Act.CREATE, Act.UNLINK}:
             self._name(self._live, step)
-            if step.act == _Act.CREATE:
+            if step.act == Act.CREATE:
                 step.file.live = bytearray(step.file.durable)
-        elif step.act in {_Act.WRITE, _Act.RESIZE}:
-            _change(step.file.live, step)
+        elif step.act in {Act.WRITE, Act.RESIZE}:
+            change(step.file.live, step)
 
-    def _tear(self, step: _Step) -> None:
+    def _tear(self, step: Step) -> None:
         """Of one write that no sync covers: all, nothing, a beginning, or some blocks with perhaps a flipped bit."""
         chance = self._chance
         fate = chance.randrange(4)
         if fate == 0:
             return
-        if fate == 1 or step.act == _Act.RESIZE or not step.data:
+        if fate == 1 or step.act == Act.RESIZE or not step.data:
             self._put(step)
             return
         self.torn += 1
         if fate == 2:
-            kept = _Step(step.act, step.path, step.file, step.offset, step.data[: chance.randrange(len(step.data))])
-            _change(step.file.durable, kept)
+            kept = Step(step.act, step.path, step.file, step.offset, step.data[: chance.randrange(len(step.data))])
+            change(step.file.durable, kept)
             return
         at = 0
         while at < len(step.data):
@@ -214,7 +236,7 @@ class SimulatedFiles:
                 block = bytearray(step.data[at:end])
                 if chance.random() < 0.1:
                     block[chance.randrange(len(block))] ^= 1 << chance.randrange(8)
-                _change(step.file.durable, _Step(step.act, step.path, step.file, step.offset + at, bytes(block)))
+                change(step.file.durable, Step(step.act, step.path, step.file, step.offset + at, bytes(block)))
             at = end
 
     # --- system calls ---
@@ -230,20 +252,20 @@ class SimulatedFiles:
             self.failures += 1
             raise OSError(errno.ENOSPC, "the disk was told to be full")
 
-    def _do(self, step: _Step) -> None:
+    def _do(self, step: Step) -> None:
         self._journal.append(step)
-        if step.act in {_Act.WRITE, _Act.RESIZE}:
-            _change(step.file.live, step)
+        if step.act in {Act.WRITE, Act.RESIZE}:
+            change(step.file.live, step)
 
     def _create(self, path: Path) -> int:
         if path in self._live:
             raise FileExistsError(errno.EEXIST, "file exists", str(path))
         self._needs_space()
-        file = self._live[path] = _File()
-        self._do(_Step(_Act.CREATE, path, file))
+        file = self._live[path] = File()
+        self._do(Step(Act.CREATE, path, file))
         return self._descriptor(path, file)
 
-    def _descriptor(self, path: Path, file: _File) -> int:
+    def _descriptor(self, path: Path, file: File) -> int:
         self._descriptors += 1
         self._open[self._descriptors] = (path, file)
         return self._descriptors
@@ -251,7 +273,7 @@ class SimulatedFiles:
     def _open_to_read(self, path: Path) -> int:
         return self._descriptor(path, self._at(path))
 
-    def _at(self, path: Path) -> _File:
+    def _at(self, path: Path) -> File:
         file = self._live.get(path)
         if file is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
@@ -273,19 +295,19 @@ class SimulatedFiles:
     def _unlink(self, path: Path) -> None:
         file = self._at(path)
         del self._live[path]
-        self._do(_Step(_Act.UNLINK, path, file))
+        self._do(Step(Act.UNLINK, path, file))
 
     def _file_size(self, path: Path) -> int:
         return len(self._at(path).live)
 
     def _truncate(self, path: Path, size: int) -> None:
-        self._do(_Step(_Act.RESIZE, path, self._at(path), size))
+        self._do(Step(Act.RESIZE, path, self._at(path), size))
         # A truncation that is not durable is harmless, and so is one that is: recovery asks for it again.
 
     def _allocate(self, descriptor: int, offset: int, size: int) -> None:
         self._needs_space()
         path, file = self._open[descriptor]
-        self._do(_Step(_Act.RESIZE, path, file, max(offset + size, len(file.live))))
+        self._do(Step(Act.RESIZE, path, file, max(offset + size, len(file.live))))
 
     def _write(self, descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
         self._fails("write")
@@ -294,28 +316,31 @@ class SimulatedFiles:
         data = b"".join(buffers)
         if self.short_writes and len(data) > 1 and self._chance.random() < 0.1:
             data = data[: self._chance.randrange(1, len(data))]
-        self._do(_Step(_Act.WRITE, path, file, offset, data))
+        self._do(Step(Act.WRITE, path, file, offset, data))
         return len(data)
 
     def _sync(self, descriptor: int) -> None:
         path, file = self._open[descriptor]
         if self.fail_next == "sync":
-            for step in self._journal:
-                if step.file is file and step.act in {_Act.WRITE, _Act.RESIZE}:
+            for step in reversed(self._journal):
+                if step.file is file:
+                    if step.act == Act.SYNC:
+                        break  # what an earlier sync covers is safe
                     step.lost = True
         self._fails("sync")
-        self._do(_Step(_Act.SYNC, path, file))
+        self._do(Step(Act.SYNC, path, file))
 
     def _sync_directory(self, path: Path) -> None:
         self._fails("sync")
-        self._do(_Step(_Act.SYNC_DIRECTORY, path, _File()))
+        self._do(Step(Act.SYNC_DIRECTORY, path, File()))
 
     def _draw_salt(self) -> int:
         return self._chance.randrange(1, 2**32)
 
 
-def _change(content: bytearray, step: _Step) -> None:
-    if step.act == _Act.WRITE:
+def change(content: bytearray, step: Step) -> None:
+    """Carry out one WRITE or RESIZE on the bytes of a file."""
+    if step.act == Act.WRITE:
         end = step.offset + len(step.data)
         if len(content) < end:
             content.extend(bytes(end - len(content)))

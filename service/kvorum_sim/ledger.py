@@ -38,7 +38,20 @@ def described(report: dict[str, Any]) -> str:
             f"seeds {report['first_seed']} to {report['first_seed'] + report['seeds'] - 1}, "
             f"{report['repeated']} of them twice"
         )
+    if report["tool"] == "make crash":
+        return _crashes(report)
     return str(report["summary"])
+
+
+def _crashes(report: dict[str, Any]) -> str:
+    store, first = report["store"], report["first_seed"]
+    outcomes = ", ".join(f"{outcome} {count}" for outcome, count in sorted(report["flip_outcomes"].items()))
+    return (
+        f"{report['images']} distinct crash images of the log at {report['places']} system calls of {report['seeds']} "
+        f"recorded logs (seeds {first} to {first + report['seeds'] - 1}), {report['again']} more of their recoveries; "
+        f"{sum(report['flips'].values())} bits flipped in {len(report['flips'])} fields of log and snapshot "
+        f"({outcomes}); {store['cycles']} kills of a store that applies, {store['killed_flushing']} while it flushed"
+    )
 
 
 def failures(report: dict[str, Any]) -> str:

@@ -146,7 +146,8 @@ class _Reader:
             # The log goes on from older segments that were dropped; one that is still here and unreadable was not.
             for file in files[: good[0]]:
                 if not file.blank:
-                    raise corrupt(file.path, 0, "the oldest segment has no intact head")
+                    offset = FILE_HEADER_BYTES if file.header else 0
+                    raise corrupt(file.path, offset, "the oldest segment has no intact head")
         for nth, position in enumerate(good):
             file = files[position]
             bound = min((files[later].head.sequence for later in good[nth + 1 :]), default=None)  # type: ignore[union-attr]
@@ -165,7 +166,8 @@ class _Reader:
         """Without any good head this is a directory whose very first segment was never finished, or a lost log."""
         files = self._recovery.files
         if files and files[0].number > 1:
-            raise corrupt(files[0].path, 0, "no segment has an intact head")
+            offset = FILE_HEADER_BYTES if files[0].header else 0
+            raise corrupt(files[0].path, offset, "no segment has an intact head")
         for file in files:
             if file.blank:
                 continue

@@ -441,7 +441,9 @@ def _take_over(directory: Path, recovery: Recovery, writer: SegmentWriter, syste
     recovery.index.add_segment(writer.segment)
     recovery.index.place(offset, end, *recovery.last_bounds)
     # Safety: only now, with its successor durable, may anything old go (test_recovery_interrupted_anywhere_recovers).
-    for file in recovery.files:
+    # From the newest on: a torn head without the segment before it would look like a log that lost its beginning
+    # (test_recovery_killed_while_it_deletes_void_files_recovers).
+    for file in reversed(recovery.files):
         if not file.kept_end:
             system.unlink(file.path)
         elif system.file_size(file.path) > file.kept_end:

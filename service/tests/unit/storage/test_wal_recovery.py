@@ -16,7 +16,7 @@ import pytest
 from kvorum.core.entries import EntryKind, HardState
 from kvorum.core.errors import StorageFailedError
 from kvorum.storage.wal.inspect import inspect_log
-from kvorum.storage.wal.layout import FILE_HEADER_BYTES, Group, decode_file_header, group_at
+from kvorum.storage.wal.layout import FILE_HEADER_BYTES, Group, decode_file_header, encode_file_header, group_at
 from kvorum.storage.wal.recovery import recover
 from kvorum.storage.wal.segmented_log import SegmentedLog
 from kvorum.storage.wal.system import REAL, SystemCalls
@@ -269,6 +269,31 @@ def test_recovery_rewrites_the_last_group_before_it_is_trusted(written: Path) ->
     assert head.sequence == last.sequence
     assert old.stat().st_size == last.offset
     assert log.recovered.last_index == 6
+
+
+def test_recovery_killed_while_it_deletes_void_files_recovers(tmp_path: Path) -> None:
+    """A torn segment behind the only good one, and a second crash among the deletions: the log still opens."""
+    directory = tmp_path / "log"
+    log = LogUnderTest(directory, segment_bytes=1024)
+    log.fill(1, 3, payload=bytes(range(250)) * 3)
+    log.log.drop_before(10**6)
+    log.stop()
+    [only] = directory.glob("*.log")
+    torn = only.with_name(only.name.replace("3.log", "4.log"))
+    torn.write_bytes(encode_file_header(4, 77) + bytes(20) + b"torn" + bytes(1000))
+    deleted: list[Path] = []
+
+    def unlink(path: Path) -> None:
+        if deleted:
+            raise ZeroDivisionError
+        deleted.append(path)
+        path.unlink()
+
+    with pytest.raises(ZeroDivisionError):
+        LogUnderTest(directory, segment_bytes=1024, system=replace(REAL, unlink=unlink))
+
+    assert deleted == [torn]
+    assert recover(directory).state.last_index == 3
 
 
 def images_of(life: Callable[[SystemCalls], None], directory: Path, images: Path) -> Iterator[tuple[Path, str]]:
