@@ -15,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 NEED_C = command -v cc >/dev/null || { echo "this compiles its load generator: install a C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
 
 help: ## say what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(READY) ## three nodes, real writes, a leader killed, everything read back
 	@$(BIN)/kvorum demo
@@ -85,6 +85,9 @@ ledger: $(READY) ## append reports to docs/reliability: make ledger REPORTS="sim
 lock: $(READY) ## write the exact versions of the development environment and of the image again
 	@test -x .venv/lock/bin/pip-compile || { $(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install --quiet pip-tools; }
 	@$(BIN)/python .ci/lock .venv/lock/bin/pip-compile
+
+chart-docs: $(READY) ## write the table of values in helm/kvorum/README.md again
+	@$(BIN)/python helm/values_table.py
 
 clean: ## remove the environment and every cache
 	@rm -rf .venv .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
