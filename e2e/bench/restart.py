@@ -4,8 +4,9 @@ How long a node with a million applied entries takes to be ready again, after a 
 Starts three fresh nodes with default settings and writes `--entries` different keys. Then, one after the other: SIGKILL
 of a follower, SIGKILL of the leader, SIGTERM of a follower, SIGTERM of the leader. Before each, `--tail` more writes,
 so that there is something that only the log holds. The time runs from the start of the process to the first `200` of
-its `/readyz`, which it gives when it has a leader and shows all that was committed. Exit status: 0 if each was ready
-in time, 1 if one was not, 2 if the run could not be carried out.
+its `/readyz`, and from there on until the node has applied what the leader had when the process started, for a follower
+is ready while it still lacks what may be under way. Exit status: 0 if each was ready in time, 1 if one was not, 2 if
+the run could not be carried out.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from clusters import ClusterError, Kvorum
 from generator import BenchError, Generator
 
 READY_S_MAX = 10.0
-PATIENCE = 6
-"""Times the limit after which a node that is not ready ends the run."""
+PATIENCE_S = 120.0
+"""A node that is not ready after so long, or six times the limit, ends the run."""
 CASES = (
     (signal.SIGKILL, "follower"),
     (signal.SIGKILL, "leader"),
@@ -45,8 +46,10 @@ class Outcome:
     leader_s: float
     """From the end of the process until one of the others is seen to lead."""
     ready_s: float
+    level_s: float
+    """From the start of the process until it has applied what the leader had then."""
     applied: int
-    """Entries applied when it was ready."""
+    """Entries it has then applied."""
 
 
 def main() -> int:
@@ -64,16 +67,13 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     slow = [outcome for outcome in outcomes if outcome.ready_s > options.limit]
-    few = [outcome for outcome in outcomes if outcome.applied < options.entries]
     print(
         f"\n{'NOT ok' if slow else 'ok'}: ready after at most {max(outcome.ready_s for outcome in outcomes):.2f} s; "
         f"the limit is {options.limit:g} s"
     )
-    if few:
-        print(f"NOT ok: a node was ready with fewer than {options.entries:,} entries applied")
     if options.json:
         options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
-    return 1 if slow or few else 0
+    return 1 if slow else 0
 
 
 def run(cluster: Kvorum, generator: Generator, options: argparse.Namespace) -> list[Outcome]:
@@ -85,7 +85,10 @@ def run(cluster: Kvorum, generator: Generator, options: argparse.Namespace) -> l
     began = time.monotonic()
     generator.run(cluster, [cluster.leader], *load, "--space", str(options.entries), seconds=options.fill_seconds)
     print(f"{options.entries:,} entries written in {time.monotonic() - began:.0f} s\n", flush=True)
-    print(f"{'signal':8} {'of a':9} {'ended s':>8} {'leader s':>9} {'ready s':>8} {'entries applied':>16}", flush=True)
+    print(
+        f"{'signal':8} {'of a':9} {'ended s':>8} {'leader s':>9} {'ready s':>8} {'level s':>8} {'entries applied':>16}",
+        flush=True,
+    )
     outcomes = []
     for how, role in CASES:
         generator.run(cluster, [cluster.leader], *load, "--space", str(options.tail), seconds=options.fill_seconds)
@@ -93,7 +96,7 @@ def run(cluster: Kvorum, generator: Generator, options: argparse.Namespace) -> l
         outcomes.append(outcome)
         print(
             f"{outcome.how:8} {outcome.role:9} {outcome.ended_s:8.2f} {outcome.leader_s:9.2f} {outcome.ready_s:8.2f} "
-            f"{outcome.applied:16,}",
+            f"{outcome.level_s:8.2f} {outcome.applied:16,}",
             flush=True,
         )
     return outcomes
@@ -106,10 +109,18 @@ def _restart(cluster: Kvorum, how: signal.Signals, role: str, limit_s: float) ->
     cluster.end(number, how)
     ended = time.monotonic()
     # The others lead again first: what is measured is this node, not an election.
-    cluster.wait_for_leader_but(number)
+    leader = cluster.endpoints.index(cluster.wait_for_leader_but(number))
     led = time.monotonic()
-    ready_s = cluster.restart(number, PATIENCE * limit_s)
-    return Outcome(how.name, role, ended - began, led - ended, ready_s, int(cluster.metrics(number)[APPLIED]))
+    wanted = cluster.metrics(leader)[APPLIED]
+    started = time.monotonic()
+    ready_s = cluster.restart(number, max(PATIENCE_S, 6 * limit_s))
+    while (applied := cluster.metrics(number)[APPLIED]) < wanted:
+        if time.monotonic() - started > max(PATIENCE_S, 6 * limit_s):
+            msg = f"node {number} is ready but has applied {applied:,.0f} of {wanted:,.0f} entries"
+            raise ClusterError(msg)
+        time.sleep(0.01)
+    level_s = time.monotonic() - started
+    return Outcome(how.name, role, ended - began, led - ended, ready_s, level_s, int(applied))
 
 
 def parse_options() -> argparse.Namespace:
