@@ -55,6 +55,7 @@ class Endurance:
         self._memories = [Series(f"memory of node {number}") for number in range(NODES)]
         self._windows: list[dict[str, float]] = []
         self._target = 0.0
+        self._cpu_seen_s = 0.0
 
     def run(self) -> None:
         """Preload, find the peak, then hold half of it and sample."""
@@ -74,6 +75,7 @@ class Endurance:
             flush=True,
         )
         paced = (*load, "--seed", "7", "--warmup", "0", "--rate", f"{self._target:.1f}")
+        self._cpu_seen_s = sum(self._cluster.cpu_seconds())
         began = shown = time.monotonic()
         samples = self._generator.windows(
             self._cluster, endpoints, *paced, seconds=seconds, window=options.sample_seconds
@@ -87,6 +89,9 @@ class Endurance:
 
     def _sample(self, figures: dict[str, float]) -> None:
         self._cluster.check()
+        cpu_s = sum(self._cluster.cpu_seconds())
+        figures["cpu_us_per_request"] = (cpu_s - self._cpu_seen_s) * 1e6 / max(1, figures["requests"])
+        self._cpu_seen_s = cpu_s
         self._windows.append(figures)
         for number, resident in enumerate(self._cluster.resident_mib()):
             log, state = allocated_bytes(self._cluster.data_directory(number))
@@ -100,7 +105,8 @@ class Endurance:
         sizes = "   ".join(
             f"{name} {' '.join(f'{series.samples[-1] / MIB:,.0f}' for series in group)}" for name, group in groups
         )
-        return f"{elapsed_s:6.0f} s  {last['rate_per_s']:8,.0f}/s  p99 {last['p99_ms']:8.2f} ms   MiB: {sizes}"
+        cpu = f"   CPU {last['cpu_us_per_request']:,.0f} us per write"
+        return f"{elapsed_s:6.0f} s  {last['rate_per_s']:8,.0f}/s  p99 {last['p99_ms']:8.2f} ms   MiB: {sizes}{cpu}"
 
     def verdicts(self) -> list[Verdict]:
         """Every criterion."""
@@ -142,6 +148,11 @@ class Endurance:
         lines.append(f"rate of {len(rates)} windows: {spread}; target {self._target:,.0f}")
         spread = f"median {statistics.median(p99):.2f} ms  max {max(p99):.2f} ms"
         lines.append(f"p99 of {len(p99)} samples: {spread}; slowest write {slowest:.0f} ms")
+        cpu = [window["cpu_us_per_request"] for window in self._windows]
+        halves = [statistics.median(half) for half in (cpu[: len(cpu) // 2] or cpu, cpu[len(cpu) // 2 :])]
+        lines.append(
+            f"CPU of all nodes per write: median of the first half {halves[0]:,.0f} us, last {halves[1]:,.0f} us"
+        )
         return "\n".join(lines)
 
     def report(self, verdicts: Sequence[Verdict]) -> dict[str, object]:
@@ -176,7 +187,7 @@ def main() -> int:
             endurance = Endurance(cluster, Generator(Path(folder)), options)
             endurance.run()
             verdicts = endurance.verdicts()
-    except (BenchError, ClusterError) as error:
+    except (BenchError, ClusterError, OSError) as error:
         print(f"endurance: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -61,7 +61,7 @@ def main() -> int:
             Kvorum(Path(folder)) as cluster,
         ):
             outcomes = run(cluster, Generator(Path(folder)), options)
-    except (BenchError, ClusterError) as error:
+    except (BenchError, ClusterError, OSError) as error:
         print(f"restart: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
