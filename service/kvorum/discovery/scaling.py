@@ -1,5 +1,5 @@
 """
-Whether a node leaves or only stops, and whom a leader takes in or lets go: one pure decision (docs/decisions/0016).
+Whether a node leaves or only stops, and whom a leader takes in or lets go: one pure decision (docs/decisions/0018).
 
 Kubernetes does not tell a pod why it is stopped. So nothing is concluded from a signal or from silence alone: the
 size that the StatefulSet asks for is read, and whatever is not proven by it is a restart. A wrong "restart" costs a
