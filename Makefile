@@ -70,14 +70,15 @@ TEETH ?=
 teeth: $(READY) ## known bugs, put in one at a time: what the harness catches; the last line is the summary
 	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.teeth.campaign $(if $(TEETH_JSON),--json $(TEETH_JSON)) $(if $(TEETH_PAGE),--page $(TEETH_PAGE)) $(TEETH)
 
-# Recorded logs of which crash images are made, logs of which every bit is flipped, kills of a store, and a report.
+# Logs of which crash images are made, of which every bit is flipped, every call failed; kills of a store; a report.
 CRASH_SEEDS ?= 20
 CRASH_FLIPS ?= 1
+CRASH_FAULTS ?= 1
 CRASH_CYCLES ?= 200
 CRASH_JSON ?=
 
 crash: $(READY) ## every state that a crash can leave on disk, opened and judged; the last line is the summary
-	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.crash.campaign --seeds $(CRASH_SEEDS) --flips $(CRASH_FLIPS) --cycles $(CRASH_CYCLES) $(if $(CRASH_JSON),--json $(CRASH_JSON))
+	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.crash.campaign --seeds $(CRASH_SEEDS) --flips $(CRASH_FLIPS) --faults $(CRASH_FAULTS) --cycles $(CRASH_CYCLES) $(if $(CRASH_JSON),--json $(CRASH_JSON))
 
 ledger: $(READY) ## append reports to docs/reliability: make ledger REPORTS="sim.json teeth.json"
 	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.ledger docs/reliability $(REPORTS)

@@ -44,13 +44,14 @@ def described(report: dict[str, Any]) -> str:
 
 
 def _crashes(report: dict[str, Any]) -> str:
-    store, first = report["store"], report["first_seed"]
+    store, first, flips = report["store"], report["first_seed"], report["flips"]
     outcomes = ", ".join(f"{outcome} {count}" for outcome, count in sorted(report["flip_outcomes"].items()))
     return (
         f"{report['images']} distinct crash images of the log at {report['places']} system calls of {report['seeds']} "
         f"recorded logs (seeds {first} to {first + report['seeds'] - 1}), {report['again']} more of their recoveries; "
-        f"{sum(report['flips'].values())} bits flipped in {len(report['flips'])} fields of log and snapshot "
-        f"({outcomes}); {store['cycles']} kills of a store that applies, {store['killed_flushing']} while it flushed"
+        f"{sum(report['faults'].values())} system calls failed; {sum(flips.values())} bits flipped in {len(flips)} "
+        f"fields of log and snapshot ({outcomes}); {store['cycles']} kills of a store that applies, "
+        f"{store['killed_flushing']} while it flushed"
     )
 
 

@@ -1,5 +1,5 @@
 """
-``make crash``: crash images of the log, flipped bits of log and snapshot, and a store that is killed, over all cores.
+``make crash``: crash images of the log, its calls failed one by one, flipped bits, a store that is killed; all cores.
 
 The last line is the summary. The run fails for any image, flip or kill that went wrong, for fewer distinct images than
 wanted, and if something that must happen to the log in its recorded lives never happened. Every failure prints the one
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kvorum_sim.campaign import commit
+from kvorum_sim.crash.faults import FaultReport, count_calls, fail_each_call
 from kvorum_sim.crash.flips import FlipReport, flip_log, flip_snapshot, flip_while_reading
 from kvorum_sim.crash.images import images_of
 from kvorum_sim.crash.judge import judge
@@ -48,6 +49,8 @@ MUST_HAPPEN: Final = (
     "kill", "stop",
 )  # fmt: skip
 FAILURES_SHOWN: Final = 10
+FAULT_SLICES: Final = 8
+"""Parts into which the calls to be failed are cut, so that all cores have some."""
 PROGRESS_S: Final = 10.0
 
 
@@ -185,6 +188,7 @@ class CrashCampaign:
         self.done: list[SeedReport] = []
         self.digests: set[int] = set()
         self.flips = FlipReport()
+        self.faults = FaultReport()
         self.kills: Counter[str] = Counter()
         self.failures: list[dict[str, Any]] = []
         self.started = time.monotonic()
@@ -206,6 +210,12 @@ class CrashCampaign:
         self.flips.add(report)
         for problem in report.problems:
             self.fail({"seed": seed, "reason": problem, "replay": f"PYTHONPATH=service {MODULE} --flips-of {seed}"})
+
+    def take_faults(self, seed: int, report: FaultReport) -> None:
+        """Some calls of one seed have failed."""
+        self.faults.faults += report.faults
+        for problem in report.problems:
+            self.fail({"seed": seed, "reason": problem, "replay": f"PYTHONPATH=service {MODULE} --faults-of {seed}"})
 
     def take_kills(self, seed: int, report: dict[str, Any]) -> None:
         """One store's kills are over."""
@@ -244,14 +254,22 @@ class CrashCampaign:
 
     def summary(self) -> str:
         """The one line."""
-        done = self.done
+        done, flips = self.done, self.flips.flips
         refused = sum(report.refused for report in done)
         return (
             f"crash: {len(self.digests)} distinct images at {sum(report.places for report in done)} system calls of "
             f"{len(done)} recorded logs, {sum(report.again for report in done)} more of their recoveries, {refused} "
-            f"lawfully refused; {sum(self.flips.flips.values())} bits flipped in {len(self.flips.flips)} fields; "
-            f"{self.kills['cycles']} kills of a store, {self.kills['killed_flushing']} while it flushed; "
-            f"{len(self.failures)} failures; {self.minutes:.1f} minutes"
+            f"lawfully refused; {self.faults.faults.total()} calls failed; {flips.total()} bits flipped in "
+            f"{len(flips)} fields; {self.kills['cycles']} kills of a store, "
+            f"{self.kills['killed_flushing']} while it flushed; {len(self.failures)} failures; "
+            f"{self.minutes:.1f} minutes"
+        )
+
+    def progress(self) -> str:
+        """How far it is."""
+        return (
+            f"{len(self.done)} of {self.seeds} logs, {len(self.digests)} images, {self.faults.faults.total()} failed "
+            f"calls, {self.flips.flips.total()} flips, {self.kills['cycles']} kills, {self.minutes:.1f} minutes"
         )
 
     def report(self) -> dict[str, Any]:
@@ -267,6 +285,7 @@ class CrashCampaign:
             "untold": sum(report.untold for report in self.done),
             "refused": sum(report.refused for report in self.done),
             "acts": self.acts,
+            "faults": self.faults.faults,
             "flips": self.flips.flips,
             "flip_outcomes": self.flips.outcomes,
             "store": self.kills,
@@ -276,7 +295,7 @@ class CrashCampaign:
         }
 
 
-def run(seeds: int, first: int, flips: int, cycles: int, jobs: int) -> CrashCampaign:
+def run(seeds: int, first: int, flips: int, faults: int, cycles: int, jobs: int) -> CrashCampaign:
     """Everything, over so many processes."""
     campaign = CrashCampaign(seeds, first, cycles)
     said = campaign.started
@@ -286,6 +305,11 @@ def run(seeds: int, first: int, flips: int, cycles: int, jobs: int) -> CrashCamp
         for seed, begin in enumerate(range(0, cycles, max(1, share)), first):
             count = min(share, cycles - begin)
             takers[pool.apply_async(_kill_stores, (count, seed))] = partial(campaign.take_kills, seed)
+        for seed in range(first, first + faults):
+            calls = count_calls(seed)
+            for part in range(FAULT_SLICES):
+                indexes = range(part, calls, FAULT_SLICES)
+                takers[pool.apply_async(fail_each_call, (seed, indexes))] = partial(campaign.take_faults, seed)
         for seed in range(first, first + flips):
             takers[pool.apply_async(_flip, (seed,))] = partial(campaign.take_flips, seed)
         for seed in range(first, first + seeds):
@@ -298,9 +322,7 @@ def run(seeds: int, first: int, flips: int, cycles: int, jobs: int) -> CrashCamp
                 next(iter(takers)).wait(0.2)
             if time.monotonic() - said > PROGRESS_S:
                 said = time.monotonic()
-                _say(f"{len(campaign.done)} of {seeds} logs, {len(campaign.digests)} images, "
-                     f"{sum(campaign.flips.flips.values())} flips, {campaign.kills['cycles']} kills, "
-                     f"{campaign.minutes:.1f} minutes")  # fmt: skip
+                _say(campaign.progress())
     return campaign
 
 
@@ -310,20 +332,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=20, help="recorded lives of a log")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--flips", type=int, default=1, help="logs and snapshots of which every bit is turned over")
+    parser.add_argument("--faults", type=int, default=1, help="logs of which every system call fails once")
     parser.add_argument("--cycles", type=int, default=200, help="kills of a store")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--seed", type=int, help="only this seed, all its images")
     parser.add_argument("--image", type=int, help="only this image of the seed")
     parser.add_argument("--flips-of", type=int, help="only the flips of this seed")
+    parser.add_argument("--faults-of", type=int, help="only the failed calls of this seed")
     taken = parser.parse_args(arguments)
     if taken.seed is not None:
         return replay(taken.seed, taken.image)
-    if taken.flips_of is not None:
-        problems = _flip(taken.flips_of).problems
+    if taken.flips_of is not None or taken.faults_of is not None:
+        examined = fail_each_call(taken.faults_of) if taken.flips_of is None else _flip(taken.flips_of)
+        problems = examined.problems
         _say("\n".join(problems) or "nothing is wrong")
         return 1 if problems else 0
-    campaign = run(taken.seeds, taken.first, taken.flips, taken.cycles, taken.jobs)
+    campaign = run(taken.seeds, taken.first, taken.flips, taken.faults, taken.cycles, taken.jobs)
     if taken.json is not None:
         taken.json.write_text(json.dumps(campaign.report(), indent=1) + "\n")
     _say("lives: " + ", ".join(f"{act} {count}" for act, count in campaign.acts.most_common()))

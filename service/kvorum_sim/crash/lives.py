@@ -160,23 +160,26 @@ class Recording:
         return self.files.journal
 
 
-def live(seed: int, alter: Callable[[SystemCalls], SystemCalls] = lambda system: system) -> Recording:
+def live(
+    seed: int, alter: Callable[[SystemCalls], SystemCalls] = lambda system: system, *, mishaps: bool = True
+) -> Recording:
     """
     Play a seed.
 
     Args:
         seed: Decides everything.
-        alter: Changes the system calls that the log is given, to show that a broken log is found out.
+        alter: Changes the system calls that the log is given: to make one fail, or to break the log.
+        mishaps: Lives may end by a kill or a failed sync, disks fill up, and writes take less than they are given.
 
     Raises:
         AssertionError: The log itself broke a promise between two lives.
     """
     chance = random.Random(f"lives {seed}")
     files = SimulatedFiles(random.Random(f"files {seed}"))
-    files.short_writes = chance.random() < 0.3
+    files.short_writes = mishaps and chance.random() < 0.3
     recording = Recording(seed, chance.choice(SEGMENT_BYTES), files)
     for _ in range(LIVES):
-        _Life(recording, chance, alter(files.system)).play()
+        _Life(recording, chance, alter(files.system), mishaps=mishaps).play()
     return recording
 
 
@@ -190,12 +193,13 @@ def configuration(chance: random.Random, index: Index, term: Term) -> Entry:
 class _Life:
     """One process that uses the log as consensus does."""
 
-    def __init__(self, recording: Recording, chance: random.Random, system: SystemCalls) -> None:
+    def __init__(self, recording: Recording, chance: random.Random, system: SystemCalls, *, mishaps: bool) -> None:
         self._recording = recording
         self._history = recording.history
         self._files = recording.files
         self._chance = chance
-        self._calls_left = chance.randint(10, 160) if chance.random() < 0.6 else -1
+        self._mishaps = mishaps
+        self._calls_left = chance.randint(10, 160) if mishaps and chance.random() < 0.6 else -1
         self._partly_full = False
         self._log: DrivenLog | None = None
         self._ticket: Ticket = 0
@@ -269,11 +273,12 @@ class _Life:
         log.grouped = self._history.grouped
         log.start(lambda ticket: self._history.reported(self._calls, ticket), lambda _: None)
         log.note_committed(self._history.now.committed)
+        log.wait_with(_Patience(self._files, 1))
 
     def _act(self) -> None:
         (act,) = self._chance.choices(
             (self._append, self._replace, self._commit, self._cut, self._reset, self._fill_disk, self._fail_sync),
-            (10, 3, 4, 2, 0.7, 1, 0.15),
+            (10, 3, 4, 2, 0.7, 1, 0.15) if self._mishaps else (10, 3, 4, 2, 0.7, 0, 0),
         )
         act()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from kvorum_sim.crash.campaign import CrashCampaign
 from kvorum_sim.crash.campaign import examine as examine_crashes
+from kvorum_sim.crash.faults import FaultReport
 from kvorum_sim.crash.flips import flip_snapshot
 from kvorum_sim.ledger import described, failures, render
 from kvorum_sim.scenario import examine, totals
@@ -31,6 +34,7 @@ def test_ledger_line_of_crashes_says_how_many_images_flips_and_kills():
     campaign = CrashCampaign(1, 4, 0)
     campaign.take(examine_crashes(4, 5))
     campaign.take_flips(4, flip_snapshot(4))
+    campaign.take_faults(4, FaultReport(Counter({"EIO write": 2})))
     campaign.take_kills(4, {"cycles": 3, "killed_flushing": 1, "problems": ["seed 4: gone"]})
     report = campaign.report()
 
@@ -39,6 +43,7 @@ def test_ledger_line_of_crashes_says_how_many_images_flips_and_kills():
     assert f"{report['images']} distinct crash images" in line
     assert "seeds 4 to 4" in line
     assert f"{report['flips'].total()} bits flipped" in line
+    assert "2 system calls failed" in line
     assert "3 kills of a store that applies, 1 while it flushed" in line
     assert failures(report) == "1 (4)"
     assert "1 failures" in report["problems"]
