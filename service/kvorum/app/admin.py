@@ -11,10 +11,11 @@ from kvorum.consensus.changes import Action, Change
 from kvorum.core.errors import ErrorCode, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from kvorum.consensus.changes import Outcome
     from kvorum.consensus.manager import ConsensusManager
+    from kvorum.core.ids import NodeId
 
 TIMEOUT_S: Final = 30.0
 TIMEOUT_S_MAX: Final = 600.0
@@ -34,8 +35,16 @@ _OPTIONAL_NODE: Final = {Action.ADD, Action.TRANSFER}
 class Administration:
     """Every node takes every request; what only the leader can do travels to it."""
 
-    def __init__(self, consensus: ConsensusManager) -> None:
+    def __init__(self, consensus: ConsensusManager, wanted: Callable[[NodeId], bool] = lambda _: False) -> None:
+        """
+        Remember whom to ask.
+
+        Args:
+            consensus: Of this node.
+            wanted: Whether somebody else, the StatefulSet, takes a node in again as soon as it was removed.
+        """
         self._consensus = consensus
+        self._wanted = wanted
 
     def members(self) -> dict[str, Any]:
         """The configuration in force, with what this node knows of each member."""
@@ -91,6 +100,12 @@ class Administration:
             change = _change(_CHANGES[action], arguments)
         except ValueError as problem:
             return Refusal(ErrorCode.INVALID_ARGUMENT, str(problem))
+        if change.action == Action.REMOVE and not change.force and self._wanted(change.node_id or 0):
+            text = (
+                f"pod {change.node_id} is wanted by the StatefulSet and would be taken in again at once; scale the "
+                "StatefulSet down, or force it to have the pod join anew with an empty data directory"
+            )
+            return Refusal(ErrorCode.CONFLICT, text)
         outcome = await self._consensus.membership.change(change, timeout_s)
         if outcome.ok:
             return _described(change, outcome)

@@ -24,6 +24,7 @@ def node_metrics(node: Node) -> bytes:
             lambda: _storage(node),
             lambda: _links(node),
             lambda: edge_metrics(node.server),
+            lambda: node.pod.metrics() if node.pod is not None else (),
         ]
     )
 

@@ -20,8 +20,8 @@ import structlog
 import kvorum
 from kvorum.app.directory import open_directory
 from kvorum.app.hashing import StateHasher
+from kvorum.app.kubernetes import PodLife
 from kvorum.app.metrics import node_metrics
-from kvorum.consensus.founding import PodBirth
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
 from kvorum.consensus.registry import AlgorithmSettings
 from kvorum.consensus.retention import RetentionSettings
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvorum.config.settings import Settings
+    from kvorum.core.ids import NodeId
     from kvorum.core.ports import EngineStatistics, StorageEngine
     from kvorum.observe.http import ObserveServer
 
@@ -105,13 +106,10 @@ class Node:
             if len(settings.peer_endpoints) > 1 or settings.pod is not None
             else None
         )
-        pod = settings.pod
-        self.birth = (
-            PodBirth(pod.member(pod.ordinal), self.directory.incarnation, pod.birth_id, None)
-            if pod is not None
-            else None
-        )
+        self.pod = PodLife(settings, settings.pod, self.directory, loop) if settings.pod is not None else None
         self.consensus = ConsensusManager(_manager_settings(settings), self._surroundings())
+        if self.pod is not None:
+            self.pod.attach(self.consensus, fail)
         self.routing = RoutingManager(_routing_settings(settings), self.consensus, self.executor, time.monotonic)
         self.server = ThriftServer(
             self.routing,
@@ -175,7 +173,7 @@ class Node:
             on_joining=self.directory.set_joining,
             on_removed=self.directory.set_removed,
             logger=structlog.get_logger("kvorum.consensus"),
-            birth=self.birth,
+            birth=self.pod.birth if self.pod is not None else None,
             staging=self.stores,
         )
 
@@ -201,7 +199,7 @@ class Node:
                 started=lambda: self.started,
                 status=self.status,
                 state_hash=StateHasher(self.executor, self.consensus.applier).at,
-                admin=Administration(self.consensus) if self.settings.http.admin else None,
+                admin=Administration(self.consensus, self._wanted) if self.settings.http.admin else None,
             )
             await self.http.start()
         self._watch_space()
@@ -212,13 +210,21 @@ class Node:
             while not self.consensus.may_serve and self._loop.time() < end:  # noqa: ASYNC110
                 await asyncio.sleep(ALONE_POLL_S)
         await self.server.start()
+        if self.pod is not None:
+            self.pod.start()
         self.started = True
 
     async def stop(self) -> None:
         """Finish what is under way within the grace, then close everything; durable state needs no flush."""
         self.consensus.unready()
         await self.consensus.hand_over()
+        if self.pod is not None:
+            await self.pod.drain()
         await self.server.stop(STOP_GRACE_S)
+        if self.pod is not None:
+            # Behind the last answer to a client: what this node still had to say is said before it may be removed.
+            await self.pod.part()
+            await self.pod.stop()
         await self.consensus.stop(STOP_GRACE_S)
         if self._space_timer is not None:
             self._space_timer.cancel()
@@ -258,7 +264,12 @@ class Node:
                 for member in report.members
             ],
             "checks": dict(self.consensus.readiness()),
+            **({"kubernetes": self.pod.status()} if self.pod is not None else {}),
         }
+
+    def _wanted(self, node_id: NodeId) -> bool:
+        """Whether a member that is removed would be taken in again at once."""
+        return self.pod is not None and self.pod.scaler.wants(node_id)
 
     def _flush_engine(self, done: Callable[[], None]) -> None:
         """Flush in a thread (rocksdict's flush releases the interpreter lock), then tell the applier on the loop."""

@@ -446,6 +446,11 @@ class Scaler:
             return []
         return [member.node_id for member in self._seats if not intent.wants(member.node_id)]
 
+    def wants(self, node_id: NodeId) -> bool:
+        """Whether the StatefulSet has a pod of this ordinal, as far as was read."""
+        intent = self._intent
+        return isinstance(intent, Intent) and intent.binding and not intent.deleting and intent.wants(node_id)
+
     def status(self) -> dict[str, Any]:
         """For the status page, and for whoever looks why nothing happens."""
         intent = self._intent

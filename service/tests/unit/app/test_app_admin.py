@@ -94,3 +94,16 @@ async def test_administration_failures_say_whether_a_leader_judged(
     refusal = await asked.perform("member-remove", {"node_id": 1})
     assert isinstance(refusal, Refusal)
     assert (refusal.code, refusal.text) == (code, "no")
+
+
+async def test_member_that_the_statefulset_wants_is_removed_only_by_force() -> None:
+    """It would come straight back; nobody is asked, and the text says what to do instead."""
+    consensus = Consensus(Outcome(ok=True, text="node 1 is removed", configuration=MEMBERS))
+    subject = Administration(consensus, lambda node_id: node_id == 1)  # type: ignore[arg-type]
+    refused = await subject.perform("member-remove", {"node_id": 1})
+    assert isinstance(refused, Refusal)
+    assert refused.code == ErrorCode.CONFLICT
+    assert "scale the StatefulSet down" in refused.text
+    assert not consensus.asked
+    assert isinstance(await subject.perform("member-remove", {"node_id": 1, "force": True}), dict)
+    assert isinstance(await subject.perform("member-remove", {"node_id": 2}), dict)
