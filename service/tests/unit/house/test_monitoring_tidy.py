@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import typer.main
 
@@ -101,3 +103,53 @@ def test_runbooks_name_commands_that_exist() -> None:
         options = {option for parameter in found.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options, line
         assert all(word.isupper() or word.startswith("-") or "/" in word or ":" in word for word in words), line
+
+
+def _panels() -> list[dict[str, Any]]:
+    """Panels of the dashboard that show something."""
+    dashboard = json.loads((FILES / "dashboard.json").read_text(encoding="utf-8"))
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def test_dashboard_asks_for_metrics_that_exist() -> None:
+    """Every query of every panel, variable and annotation names metrics of the page on metrics."""
+    assert _unknown_metrics((FILES / "dashboard.json").read_text(encoding="utf-8")) == set()
+
+
+def test_dashboard_begins_with_leader_term_commit_and_applied() -> None:
+    """Who looks at night sees first who leads, in which term, and how far each pod is."""
+    first = [panel["targets"][0]["expr"].split("{")[0] for panel in _panels()[:4]]
+
+    assert first == [
+        "kvorum_raft_is_leader",
+        "kvorum_raft_term",
+        "kvorum_raft_commit_index",
+        "kvorum_raft_applied_index",
+    ]
+
+
+def test_dashboard_panels_are_in_order() -> None:
+    """No two panels have one number, one title or one query, overlap, or leave the grid; every query is of one job."""
+    panels = _panels()
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    cells = [
+        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
+        for panel in panels
+        for x in range(panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["h"])
+    ]
+
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({panel["title"] for panel in panels}) == len(panels)
+    assert [title for title, expressions in _repeated(panels).items() if len(expressions) > 1] == []
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+    assert [query for query in queries if 'namespace="$namespace", job="$job"' not in query] == []
+
+
+def _repeated(panels: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Titles of panels by the whole of what they ask."""
+    asked: dict[str, list[str]] = {}
+    for panel in panels:
+        asked.setdefault(" & ".join(target["expr"] for target in panel["targets"]), []).append(panel["title"])
+    return asked
