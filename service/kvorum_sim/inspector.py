@@ -97,7 +97,10 @@ class Inspector:
         highest = max((term for inc, term in self._spoken if inc == incarnation), default=0)
         if machine.term < highest:
             self._violated(f"{process!r} spoke in term {highest} and comes back in term {machine.term}")
-        self._check_committed(process, machine, machine.log.base_index, machine.commit_index)
+        applied, base = process.executor.applied_index, machine.log.base_index
+        if applied < base:
+            self._violated(f"{process!r} comes back with {applied} applied, and its log begins behind {base}: a gap")
+        self._check_committed(process, machine, base, machine.commit_index)
         if machine.commit_index > len(self.committed):
             self._violated(f"{process!r} comes back with {machine.commit_index} applied, which was never committed")
         self._seen[process.node_id] = _Seen(

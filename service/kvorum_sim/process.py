@@ -417,7 +417,8 @@ class Process:
             disk.log.files.kill()
         else:
             disk.log.files.cut_power()
-        engine = self.staging.engine.crashed(chance.randrange(1000))
+        # Some of what was written and not flushed survives: nothing, a little, or nearly all of it.
+        engine = self.staging.engine.crashed(chance.choice((0, chance.randrange(10), chance.randrange(1000))))
         return replace(disk, engine=engine, installed=self.staging.installed)
 
     def state_hash(self) -> tuple[Index, str]:
@@ -434,8 +435,11 @@ class Process:
         self.consensus.applier.stop_at(target, reached)
 
     def _flush(self, done: Callable[[], None]) -> None:
+        # What is written while a flush is under way may be lost with power all the same.
+        engine, begun = self.staging.engine, self.staging.engine.written_batches
+
         def finished() -> None:
-            self.staging.engine.flush()
+            engine.flush(begun)
             done()
 
         self.loop.call_later(self._chance.uniform(0.001, 0.05), finished)

@@ -110,6 +110,8 @@ class MemoryEngine:
         self._map = _Map([], {})
         self._flushed = self._map.copy()
         self._unflushed: list[list[_Change]] = []
+        self.written_batches = 0
+        """How many batches were ever written: what `flush` may be told to end with."""
         self._closed = False
 
     def get(self, key: bytes) -> bytes | None:
@@ -148,6 +150,7 @@ class MemoryEngine:
             self._map = self._map.copy()
         self._map.apply(batch.changes)
         self._unflushed.append(batch.changes)
+        self.written_batches += 1
         if len(self._unflushed) >= WRITE_BUFFER_BATCHES:
             self.flush()
 
@@ -156,11 +159,18 @@ class MemoryEngine:
         self._map.watched = True
         return _FrozenView(self._map)
 
-    def flush(self) -> None:
-        """Make everything written before survive `crashed`."""
-        for changes in self._unflushed:
+    def flush(self, batches: int | None = None) -> None:
+        """
+        Make what was written survive `crashed`.
+
+        Args:
+            batches: Only the first so many ever written: those from before a flush began that ends now. None: all.
+        """
+        later = 0 if batches is None else self.written_batches - batches
+        count = max(len(self._unflushed) - later, 0)
+        for changes in self._unflushed[:count]:
             self._flushed.apply(changes)
-        self._unflushed.clear()
+        del self._unflushed[:count]
 
     def statistics(self) -> EngineStatistics:
         """Figures for status and metrics."""

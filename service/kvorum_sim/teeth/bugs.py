@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kvorum_sim.teeth import durability, forwarding, log, membership, reads, snapshots, state, votes
+from kvorum_sim.teeth import durability, forwarding, log, membership, past, reads, snapshots, state, votes
 
 if TYPE_CHECKING:
     from kvorum_sim.teeth.mutation import Bug
@@ -18,5 +18,6 @@ BUGS: Final[tuple[Bug, ...]] = (
     *durability.BUGS,
     *state.BUGS,
     *forwarding.BUGS,
+    *past.BUGS,
 )
 assert len({bug.name for bug in BUGS}) == len(BUGS), "names are unique"

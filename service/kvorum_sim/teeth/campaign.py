@@ -176,6 +176,10 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+def _number(number: int) -> str:
+    return f"#{number:<3}" if number else "    "
+
+
 def _say_result(result: Result, done: int, count: int) -> None:
     if result.catches:
         first = result.catches[0]
@@ -184,7 +188,7 @@ def _say_result(result: Result, done: int, count: int) -> None:
         what = f"caught by {first.work.layer}{seed}{f' (also {also})' if also else ''}: {first.text[:90]}"
     else:
         what = f"SURVIVED {result.tried} {result.error}"
-    _say(f"{done:3}/{count} {result.seconds:5.1f} s  #{result.number:<2} {result.name}: {what}")
+    _say(f"{done:3}/{count} {result.seconds:5.1f} s  {_number(result.number)} {result.name}: {what}")
 
 
 def processor_minutes() -> float:
@@ -247,7 +251,7 @@ def main(arguments: list[str]) -> int:
         taken.page.write_text(render(found))
     for result in results:
         if not result.caught:
-            _say(f"SURVIVED: #{result.number} {result.name}: {result.reason or 'for no known reason'}")
+            _say(f"SURVIVED: {_number(result.number)} {result.name}: {result.reason or 'for no known reason'}")
     for alarm in alarms:
         _say(f"FALSE ALARM without any bug: {alarm.work.layer} {alarm.work.what} {alarm.work.seed}: {alarm.text}")
     for line in trial.lines if trial else ():

@@ -115,7 +115,7 @@ BUGS: Final = (
             ),
         ),
         kinds=("crash",),
-        tests=("unit/consensus",),
+        tests=("unit/consensus/test_proposals.py",),
     ),
     Bug(
         "urgent messages overtake their promise",

@@ -157,6 +157,6 @@ BUGS: Final = (
         74,
         "A node of another cluster may connect and is heard.",
         (edit("consensus.peering:Peering.admit", ("if theirs != host.cluster_id:", "if False:")),),
-        tests=("unit/consensus",),
+        tests=("unit/consensus/test_peering.py",),
     ),
 )

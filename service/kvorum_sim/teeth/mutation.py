@@ -97,7 +97,7 @@ class Bug:
 
     Args:
         name: Short and unique.
-        number: In the catalogue of classical Raft bugs.
+        number: In the catalogue of classical Raft bugs; 0 for one that kvorum really had.
         text: What is wrong, in one sentence.
         edits: The changes that make it.
         kinds: Kinds of fault that bring it out; stories with these come first, and then some of any kind.

@@ -7,7 +7,8 @@ from typing import Any, Final
 HEAD: Final = """# Teeth
 
 Written by `make teeth`. Each row is a bug that was put into the running product, and what noticed it first. The
-numbers are those of the catalogue of classical Raft bugs. Transcripts are the golden traces of the protocol, in
+numbers are those of the catalogue of classical Raft bugs; past ones are bugs that kvorum really had (see the
+[track record](track-record.md)), put back. Transcripts are the golden traces of the protocol, in
 `service/tests/scripts/raft`; cores are Raft cores alone under seeded faults; stories are whole clusters in virtual time
 (`make sim`); tests are ordinary ones, below `service/tests`.
 
@@ -30,7 +31,9 @@ def render(report: dict[str, Any]) -> str:
         "",
     ]
     survivors = [bug for bug in bugs if not bug["catches"]]
-    lines += [f"- {bug['name']} (#{bug['number']}): {bug['reason'] or 'no known reason'}" for bug in survivors]
+    lines += [
+        f"- {bug['name']} (number {bug['number'] or 'past'}): {bug['reason'] or 'no known reason'}" for bug in survivors
+    ]
     if not survivors:
         lines.append("None.")
     lines += ["", "## Stock raftos", ""]
@@ -47,7 +50,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def _row(bug: dict[str, Any]) -> str:
-    cells = [str(bug["number"]), bug["name"], bug["text"]]
+    cells = [str(bug["number"] or "past"), bug["name"], bug["text"]]
     if not bug["catches"]:
         tried = ", ".join(f"{count} {layer}" for layer, count in bug["tried"].items())
         cells += ["SURVIVED", "", bug["error"] or f"after {tried}"]

@@ -6,15 +6,12 @@ from typing import Final
 
 from kvorum_sim.teeth.mutation import Bug, edit
 
-_UNIT: Final = ("unit/statemachine",)
-
 BUGS: Final = (
     Bug(
         "conflicts inside a group missed",
         73,
         "The conflict check does not see what earlier entries of the same group have written.",
         (edit("statemachine.conflicts:ConflictCheck.refusal", ("    self._overlay.catch_up()\n", "")),),
-        tests=_UNIT,
     ),
     Bug(
         "conflict window one short",
@@ -28,7 +25,6 @@ BUGS: Final = (
                 ("versions.get(key, 0) > read_version", "versions.get(key, 0) > read_version + 1"),
             ),
         ),
-        tests=_UNIT,
     ),
     Bug(
         "read versions below the watermark pass",
@@ -40,7 +36,7 @@ BUGS: Final = (
                 ("if read_version < self.low_watermark:", "if False:"),
             ),
         ),
-        tests=_UNIT,
+        tests=("unit/statemachine/test_conflict_rule.py",),
     ),
     Bug(
         "retries applied again",
@@ -52,7 +48,6 @@ BUGS: Final = (
                 ("if known is not None:", "if False:"),
             ),
         ),
-        tests=_UNIT,
     ),
     Bug(
         "sessions in memory only",
@@ -65,7 +60,6 @@ BUGS: Final = (
                 ("self._batch.put(OUTCOME_PREFIX", "(lambda *_: None)(OUTCOME_PREFIX"),
             ),
         ),
-        tests=_UNIT,
     ),
     Bug(
         "apply depends on the grouping",
@@ -80,7 +74,6 @@ BUGS: Final = (
                 ),
             ),
         ),
-        tests=_UNIT,
     ),
     Bug(
         "parts of a commit become visible",
@@ -101,14 +94,13 @@ BUGS: Final = (
                 ),
             ),
         ),
-        tests=_UNIT,
     ),
     Bug(
         "sweep drops the newest row",
         73,
         "The sweep removes the newest row of a key at the watermark, a value like a tombstone.",
         (edit("statemachine.sweep:_settle", ("if newest[-1:] != KIND_DELETE:", "if False:")),),
-        tests=_UNIT,
+        tests=("unit/statemachine/test_hash_and_sweep.py",),
     ),
     Bug(
         "tombstone swept over a newer value",
@@ -123,7 +115,7 @@ BUGS: Final = (
                 ),
             ),
         ),
-        tests=_UNIT,
+        tests=("unit/statemachine/test_hash_and_sweep.py",),
     ),
     Bug(
         "tombstone dropped early",
@@ -138,7 +130,7 @@ BUGS: Final = (
                 ),
             ),
         ),
-        tests=_UNIT,
+        tests=("unit/statemachine/test_hash_and_sweep.py",),
     ),
     Bug(
         "entry applied twice",
@@ -154,6 +146,6 @@ BUGS: Final = (
                 ("if entries[0].index != self.applied_index + 1:", "if False:"),
             ),
         ),
-        tests=_UNIT,
+        tests=("unit/statemachine/test_apply.py",),
     ),
 )

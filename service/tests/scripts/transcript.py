@@ -7,6 +7,7 @@ A file is a sequence of blocks: comment lines, command lines, a line ``----``, t
                                              [directories=N]: node 0 holds its seat with directory N, node 1 with N+1
     preset NODE term=N [vote=N] log=T,T,T    restart with a log of these terms from index 2 on (1 is the configuration)
     tick NODES MS                            let time pass in steps of 20 ms; NODES is `all` or `0,2`
+    pause NODES MS                           the process stood still for so long: the same time in one step
     persist NODES [COUNT]                    finish disk writes, oldest first
     deliver [A>B] [COUNT|last]               hand over letters that are under way now
     drop [A>B] [COUNT|last]                  lose letters
@@ -205,6 +206,10 @@ class Runner:
         for _ in range(round(int(milliseconds) / 1000 / STEP_S)):
             for node in self.nodes(words):
                 self.world.tick(node, STEP_S)
+
+    def do_pause(self, words: str, milliseconds: str) -> None:
+        for node in self.nodes(words):
+            self.world.tick(node, int(milliseconds) / 1000)
 
     def do_persist(self, words: str, count: str | None = None) -> None:
         for node in self.nodes(words):

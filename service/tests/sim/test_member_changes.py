@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvorum.consensus.changes import Action, Change, Outcome
+from kvorum_sim.process import Bounds
 from kvorum_sim.world import World, seat
 
 if TYPE_CHECKING:
@@ -93,6 +94,63 @@ def test_member_that_missed_all_changes_follows_nodes_it_never_heard_of(seed: in
             world.heal(2, other)
             world.heal(other, 2)
         await held(world, 2, wanted)
+
+    world.run(story())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_member_behind_the_log_takes_the_snapshot_of_a_leader_it_never_heard_of(seed: int) -> None:
+    """All others were exchanged and the log no longer reaches back: only the unknown leader's snapshot can help."""
+    world = World(seed, bounds=Bounds(retain_entries=5, flush_entries=10))
+
+    async def story() -> None:
+        for node_id in world.node_ids:
+            world.start(node_id)
+        await serving(world)
+        for node_id in world.node_ids:
+            await votes(world, node_id)
+        world.crash(2)
+        for _ in range(2):
+            node_id = world.add_node()
+            assert (await made(world, 0, Action.ADD, node_id)).ok
+            await votes(world, node_id)
+        for node_id, asked in ((0, 1), (1, 3)):
+            outcome = await made(world, asked, Action.REMOVE, node_id)
+            assert outcome.ok, outcome
+            world.retire(node_id)
+        wanted = await written(world, 3, 60, b"b")
+        await serving(world)
+        behind = world.start(2)
+        await held(world, 2, wanted)
+        assert behind.consensus.snapshots is not None
+        assert behind.consensus.snapshots.installed_total
+
+    world.run(story())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_wiped_disks_found_no_cluster_beside_the_node_that_remembers(seed: int) -> None:
+    """Two nodes start on empty disks, and a moment later the third one, which holds everything."""
+    world = World(seed)
+
+    async def story() -> None:
+        for node_id in world.node_ids:
+            world.start(node_id)
+        await serving(world)
+        for node_id in world.node_ids:
+            await votes(world, node_id)
+        await written(world, 0, 5, b"a")
+        for node_id in world.node_ids:
+            world.crash(node_id)
+        for node_id in (1, 2):
+            world.wipe(node_id)
+            world.start(node_id)
+        await asyncio.sleep(0.2)
+        world.start(0)
+        end = world.loop.time() + 15
+        while world.loop.time() < end:
+            await asyncio.sleep(0.1)
+            assert world.leader() is None
 
     world.run(story())
 

@@ -168,3 +168,24 @@ def test_stream_that_breaks_is_gone_on_with_where_it_broke(seed: int) -> None:
         world.check_equal_states()
 
     world.run(story())
+
+
+@pytest.mark.parametrize("seed", range(1100, 1103))
+def test_log_is_not_cut_beyond_what_a_power_cut_leaves(seed: int) -> None:
+    """Stores that lose what was not flushed get it back from the log, however little of the log is kept."""
+    world = World(seed, bounds=Bounds(retain_entries=5, flush_entries=60))
+
+    async def story() -> None:
+        for node_id in world.node_ids:
+            world.start(node_id)
+        for _ in range(3):
+            await world.until(lambda: world.leader() is not None, within_s=20, what="a leader")
+            await fill(world, 120, padding=bytes(3000))
+            for node_id in world.node_ids:
+                world.crash(node_id)
+            for node_id in world.node_ids:
+                world.start(node_id)
+        await world.until(world.converged, within_s=60, what="all nodes are level")
+        world.check_equal_states()
+
+    world.run(story())

@@ -1,0 +1,70 @@
+"""Who may connect: what the peering says to the greeting of a caller."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+import structlog
+
+from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
+from kvorum.core.cluster import Configuration, Member
+from kvorum.core.ports import Greeting
+from kvorum.statemachine.executor import KvStoreExecutor
+from kvorum.storage.memory_engine import MemoryEngine
+from kvorum.storage.wal.memory_log import MemoryLog
+
+STRANGER = b"another cluster!"
+
+
+@pytest.fixture
+def subject():
+    """A cluster of one that was born, on memory."""
+    loop = asyncio.new_event_loop()
+    born = loop.create_future()
+    manager = ConsensusManager(
+        ManagerSettings(node_id=0, configuration=Configuration.of([Member(0, "node:9090", "")])),
+        Surroundings(
+            loop=loop,
+            clock=loop.time,
+            wall_ms=lambda: int(loop.time() * 1000),
+            randomness=random.Random(1),
+            log=MemoryLog(loop.call_later),
+            links=None,
+            state=KvStoreExecutor(MemoryEngine()),
+            flush=loop.call_soon,
+            incarnation=1,
+            cluster_id=None,
+            on_born=born.set_result,
+            on_refused=born.set_exception,
+            logger=structlog.get_logger(),
+        ),
+    )
+    manager.start()
+    loop.run_until_complete(asyncio.wait_for(born, 10))
+    yield manager
+    loop.run_until_complete(manager.stop(0.0))
+    loop.close()
+
+
+def greeting(subject: ConsensusManager, node_id: int, cluster_id: bytes) -> Greeting:
+    return Greeting(cluster_id, subject.peering.greet().birth_id, node_id, 77, "other:9090", "1")
+
+
+def test_caller_of_another_cluster_is_refused_and_both_clusters_are_named(subject: ConsensusManager):
+    """Two clusters that share an endpoint by mistake never exchange a message."""
+    reason = subject.peering.admit(greeting(subject, 1, STRANGER))
+
+    assert reason == f"it belongs to cluster {STRANGER.hex()}, this node to {subject.cluster_id.hex()}"
+
+
+def test_caller_with_the_own_node_id_is_refused(subject: ConsensusManager):
+    """Two nodes that were started with the same id do not talk, whatever cluster they belong to."""
+    for cluster_id in (subject.cluster_id, STRANGER):
+        assert "two nodes were started with the same id" in subject.peering.admit(greeting(subject, 0, cluster_id))
+
+
+def test_caller_of_the_own_cluster_is_admitted_from_a_seat_not_known_yet(subject: ConsensusManager):
+    """A member that this node's log does not show yet may lead, and have what this node needs to see it."""
+    assert subject.peering.admit(greeting(subject, 1, subject.cluster_id)) is None
