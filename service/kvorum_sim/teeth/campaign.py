@@ -237,6 +237,9 @@ def main(arguments: list[str]) -> int:
     bugs = [bug for bug in BUGS if not taken.only or any(part in bug.name for part in taken.only)]
     if not bugs:
         parser.error(f"no bug's name contains {' or '.join(taken.only)}")
+    stale = [bug.stale for bug in bugs if bug.stale]
+    if stale:
+        parser.error("the product has changed where bugs belong; edit them:\n  " + "\n  ".join(stale))
     results = hunt_all(bugs, taken.jobs, all_layers=taken.all_layers)
     works = list(dict.fromkeys(catch.work for result in results for catch in result.catches))
     alarms = control(works, taken.jobs)

@@ -134,8 +134,8 @@ BUGS: Final = (
         "A node whose disk is full goes on taking part, as if what it appends were kept.",
         (
             edit(
-                "consensus.manager:ConsensusManager._space_changed",
-                ("self.has_space = has_space", "self.has_space = True"),
+                "consensus.reporting:Reporting.speaks",
+                ("not self._short_of_space and ", ""),
             ),
         ),
         kinds=("disk full",),

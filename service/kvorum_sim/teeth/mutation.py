@@ -118,6 +118,16 @@ class Bug:
         """Whether it lies in the Raft core, so that transcripts and the simulation of cores can show it."""
         return any(edit.target.startswith(("kvorum.raft.", "kvorum.core.cluster")) for edit in self.edits)
 
+    @property
+    def stale(self) -> str:
+        """Why it cannot be put into the product as it is now; empty if it can."""
+        try:
+            for edit in self.edits:
+                edit.code()
+        except (StaleBugError, AttributeError, ImportError, SyntaxError) as error:
+            return f"{self.name}: {type(error).__name__}: {error}"
+        return ""
+
     @contextmanager
     def seeded(self) -> Iterator[None]:
         """The product has this bug, in this process, until the end of the block."""
