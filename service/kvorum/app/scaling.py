@@ -18,7 +18,7 @@ from kvorum.consensus.founding import PodBirth
 from kvorum.consensus.membership import CAUGHT_UP_ENTRIES
 from kvorum.core.errors import StartupError
 from kvorum.discovery.genesis import GenesisRecord
-from kvorum.discovery.kubernetes_api import REASONS, Failure, LeaderAddress, SliceOutcome
+from kvorum.discovery.kubernetes_api import REASONS, Failure, LeaderAddress, Reason, SliceOutcome
 from kvorum.discovery.scaling import (
     SCALE_STATES,
     Absence,
@@ -125,6 +125,9 @@ class Scaler:
         self._read_at = float("-inf")
         self._failures = 0
         self._trouble = ""
+        """Why the API, or the file, could not be read last; empty when it could."""
+        self._refusal = ""
+        """Why the last change that a leader wanted was not made."""
         self._seats: tuple[Seat, ...] = ()
         self._absences: dict[NodeId, Absence] = {}
         self._last: Decision = Wait(ScaleState.UNKNOWN, "nothing was looked at yet")
@@ -208,9 +211,13 @@ class Scaler:
             await self._notices.send(self._intent.uid if isinstance(self._intent, Intent) else "")
 
     def _pause_s(self) -> float:
-        consensus = self._consensus
-        base = LEADER_POLL_S if consensus.may_serve else OTHERS_POLL_S
-        if self._stopping_at is not None or consensus.machine is None or not consensus.complete or self._knocking():
+        consensus, intent = self._consensus, self._intent
+        leads = consensus.may_serve
+        base = LEADER_POLL_S if leads or consensus.machine is None else OTHERS_POLL_S
+        awaited = leads and isinstance(intent, Intent) and any(map(intent.wants, self._knocking()))
+        if awaited and self._settings.auto_join and not self._refusal:
+            base = BUSY_POLL_S
+        if self._stopping_at is not None or intent is None or (leads and not consensus.complete):
             base = BUSY_POLL_S
         if self._failures and self._stopping_at is None:
             base = min(BACK_OFF_S_MAX, base * 2 ** min(self._failures, 8))
@@ -252,7 +259,9 @@ class Scaler:
     def _complain(self, what: str, failure: Failure) -> None:
         if self._trouble != failure.reason:
             self._trouble = failure.reason
-            self._logger.warning(what, reason=failure.reason, error=failure.text)
+            forbidden = "give the service account the chart's Role, or set [discovery] api = false"
+            next_step = forbidden if failure.reason == Reason.FORBIDDEN else "none: it is tried again"
+            self._logger.warning(what, reason=failure.reason, error=failure.text, next_step=next_step)
 
     def _read_file(self) -> Intent | None:
         """What the chart says, where the API may not be asked."""
@@ -401,8 +410,10 @@ class Scaler:
 
     def _tell_of(self, reason: str, outcome: Outcome, decision: Decision, *, warning: bool = False) -> None:
         if outcome.ok:
+            self._refusal = ""
             self._notify(reason, f"{outcome.text}: {decision.reason}", warning=warning)
-        else:
+        elif outcome.text != self._refusal:
+            self._refusal = outcome.text
             self._logger.warning("a change of the membership was not made", reason=outcome.text)
 
     def _part(self, *, left: bool) -> None:

@@ -71,6 +71,7 @@ def server():
 async def make(server, tmp_path, monkeypatch):
     """A started scaler on a fake follower, with the real client against the fake API server."""
     monkeypatch.setattr(scaling, "OTHERS_POLL_S", 0.02)
+    monkeypatch.setattr(scaling, "LEADER_POLL_S", 0.02)
     monkeypatch.setattr(scaling, "BUSY_POLL_S", 0.02)
     monkeypatch.setattr(kubernetes_api, "READ_S", 0.1)
     loop = asyncio.get_running_loop()
@@ -130,6 +131,30 @@ async def test_scaler_tells_a_restart_from_a_scale_down(make, server) -> None:
     other = make()
     assert await other.scaler.stopping() is True
     assert other.consensus.changes == [("remove", 2)]
+
+
+async def test_scaler_that_sleeps_wakes_up_for_the_signal(make, monkeypatch) -> None:
+    """A pod that is told to stop does not wait for the next look."""
+    monkeypatch.setattr(scaling, "OTHERS_POLL_S", 3600.0)
+    pod = make()
+    await until(lambda: pod.scaler.status()["state"] == ScaleState.FOLLOWING)
+    async with asyncio.timeout(20):
+        assert await pod.scaler.stopping() is False
+
+
+async def test_scaler_says_once_why_a_change_is_not_made(make, server) -> None:
+    """A node that knocks and cannot be taken in is tried again and again, and complained of once."""
+    server.scale(4)
+    with structlog.testing.capture_logs() as lines:
+        pod = make()
+        pod.consensus.grants = False
+        pod.consensus.may_serve = True
+        pod.consensus.contacts.reports[3] = SimpleNamespace(has_data=False)
+        await until(lambda: len(pod.consensus.changes) > 3)
+        pod.consensus.may_serve = False
+
+    assert set(pod.consensus.changes) == {("add", 3)}
+    assert [line["reason"] for line in lines if "was not made" in line["event"]] == ["no quorum"]
 
 
 async def test_scaler_takes_a_silent_api_server_for_a_restart(make, server, monkeypatch) -> None:
