@@ -151,6 +151,11 @@ def _proposals(manager: ConsensusManager) -> Iterable[Metric]:
         "kvorum_raft_reads_pending", "Reads waiting for an index or for the own apply.", manager.reads.pending_count
     )
     yield histogram(
+        "kvorum_raft_read_index_duration_seconds",
+        "From a question for a confirmed index until it is known; all reads of a turn of the loop share one.",
+        manager.reads.index_times,
+    )
+    yield histogram(
         "kvorum_raft_commit_duration_seconds",
         "On the leader: from the append of a batch until it is committed and durable here.",
         manager.commit_times.histogram,
@@ -193,4 +198,10 @@ def _snapshots(manager: ConsensusManager) -> Iterable[Metric]:
             ({"direction": "sent"}, snapshots.sent_bytes_total),
             ({"direction": "received"}, snapshots.received_bytes_total),
         ],
+    )
+    yield Metric(
+        "kvorum_snapshot_duration_seconds",
+        "histogram",
+        "Time of each step of a snapshot that succeeded.",
+        [({"op": step}, duration) for step, duration in snapshots.durations.items()],
     )

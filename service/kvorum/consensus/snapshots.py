@@ -20,6 +20,7 @@ from kvorum.core.entries import Entry, EntryKind
 from kvorum.core.errors import RemoteError, StorageFailedError, WriteStalledError
 from kvorum.core.machine import Role, SnapshotInstalled, SnapshotSent
 from kvorum.core.snapshot import Manifest
+from kvorum.observe.histogram import LatencyHistogram
 from kvorum.statemachine.transfer import Export, Import
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ class Snapshots:
         self._streams: set[object] = set()
         self._receiving: asyncio.Task[None] | None = None
         self._committed = False
+        self.durations = {step: LatencyHistogram(0.1, 12) for step in ("send", "receive", "install")}
+        """Of what succeeded; whoever sends waits for whoever receives."""
         self.sent_total = 0
         self.sent_bytes_total = 0
         self.received_bytes_total = 0
@@ -199,6 +202,7 @@ class Snapshots:
         outgoing, chunks = self._find(peer, _decode_request(request))
         me = outgoing.connection = object()
         self._streams.add(me)
+        began = self._host.clock()
         try:
             for chunk in chunks:
                 if chunk is not None:
@@ -209,6 +213,7 @@ class Snapshots:
                     msg = "the snapshot is drawn over another connection now"
                     raise RemoteError(msg)
             self.sent_total += 1
+            self.durations["send"].observe(self._host.clock() - began)
             self._logger.info(
                 "snapshot sent", peer=peer, index=outgoing.export.manifest.index, rows=outgoing.export.rows
             )
@@ -314,12 +319,15 @@ class Snapshots:
 
     async def _fetch_and_install(self, peer: NodeId) -> Index:
         """Returns the index of the installed snapshot, 0 if it would not help any more."""
+        host = self._host
+        began = host.clock()
         engine = await self._staging.begin()
         manifest = await self._fetch(peer, engine)
         await self._staging.seal()
         if not self._helps(manifest):
             return 0
-        host = self._host
+        received = host.clock()
+        self.durations["receive"].observe(received - began)
         # From here on silent and deaf: nothing may be promised that the new log would not hold.
         host.installing = True
         host.applier.pause()
@@ -339,6 +347,7 @@ class Snapshots:
         host.reset_log(manifest, switch)
         await switched
         await self._staging.settle()
+        self.durations["install"].observe(host.clock() - received)
         return manifest.index
 
     def _helps(self, manifest: Manifest) -> bool:

@@ -114,6 +114,8 @@ async def test_follower_far_behind_catches_up_by_snapshot_while_writes_go_on(
         f"{received / 1e6:.1f} MB received"
     )
     assert figures['kvorum_snapshots_total{action="installed"}'] >= 1
+    for step in ("receive", "install"):
+        assert figures[f'kvorum_snapshot_duration_seconds_count{{op="{step}"}}'] >= 1, step
     await cluster.same_state()
     assert (await follower.call(get(b"fill/0/000007", "local"))).value is not None
 

@@ -243,3 +243,28 @@ def test_shut_down_refuses_everybody_once():
     reads.shut_down()
 
     assert {ErrorCode.UNAVAILABLE} == told([*readers, reader])
+
+
+def test_times_of_questions_are_counted_once_each_when_answered():
+    """A confirmed question on the leader and an answered one on a follower count; dropped and repeated ones do not."""
+    host, reads = build()
+    host.leader = 0
+    ask(reads, 10)
+    host.now = 0.5
+    reads.confirmed([host.asked[-1]], 0)
+    assert (reads.index_times.count, reads.index_times.sum_s) == (1, 0.5)
+
+    ask(reads, 1)
+    reads.dropped([host.asked[-1]])
+    reads.confirmed([host.asked[-1]], 0)
+    ask(reads, 1)
+    reads.ask_again()
+    reads.confirmed([host.asked[-1]], 0)
+    assert reads.index_times.count == 1
+
+    host.leader = 1
+    reads.flush()
+    number, _ = frames.decode_read(host.sent[-1][2])
+    host.now = 0.75
+    reads.answer_received(b"".join(frames.encode_read_reply(number, 0)))
+    assert (reads.index_times.count, reads.index_times.sum_s) == (2, 0.75)
