@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench endurance restart sim crash teeth ledger lock clean
+.PHONY: help demo test e2e e2e-kind check fix bench endurance restart sim crash teeth ledger lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -15,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 NEED_C = command -v cc >/dev/null || { echo "this compiles its load generator: install a C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
 
 help: ## say what can be made
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(READY) ## three nodes, real writes, a leader killed, everything read back
 	@$(BIN)/kvorum demo
@@ -82,6 +82,19 @@ crash: $(READY) ## every state that a crash can leave on disk, opened and judged
 
 ledger: $(READY) ## append reports to docs/reliability: make ledger REPORTS="sim.json teeth.json"
 	@PYTHONPATH=service $(BIN)/python -m kvorum_sim.ledger docs/reliability $(REPORTS)
+
+# A part of them: make e2e E2E="-m smoke", make e2e E2E="-k rollout". e2e/README.md says what the environment decides.
+E2E ?=
+KIND_CLUSTER ?= kvorum-e2e
+
+e2e: $(READY) ## install on the cluster of KUBECONFIG, write, break things, judge; e2e/README.md
+	@KVORUM_E2E=1 $(BIN)/pytest e2e/tests -m cluster --capture=no --verbose --durations=0 -p no:randomly $(E2E)
+
+e2e-kind: $(READY) ## the same on a cluster of its own made by kind, which is deleted afterwards
+	@for program in docker kind kubectl helm; do command -v $$program >/dev/null || { echo "this needs $$program on PATH" >&2; exit 1; }; done
+	@kubeconfig=$$(mktemp); trap 'kind delete cluster --name $(KIND_CLUSTER); rm -f "$$kubeconfig"' EXIT; export KUBECONFIG="$$kubeconfig"; \
+	kind create cluster --name $(KIND_CLUSTER) --config e2e/kind.yaml --wait 120s; \
+	KVORUM_E2E_LOAD=$${KVORUM_E2E_LOAD:-"kind load docker-image --name $(KIND_CLUSTER) {image}"} $(MAKE) e2e
 
 lock: $(READY) ## write the exact versions of the development environment and of the image again
 	@test -x .venv/lock/bin/pip-compile || { $(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install --quiet pip-tools; }
