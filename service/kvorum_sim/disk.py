@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from kvorum.core.entries import Entry, EntryBatch
     from kvorum.core.ids import Index, Term, Ticket
-    from kvorum.core.ports import RecoveredLog
+    from kvorum.core.ports import Base, RecoveredLog
     from kvorum.core.snapshot import Manifest
     from kvorum.storage.wal.segmented_log import _Append
 
@@ -283,10 +283,10 @@ class SimulatedLog(SegmentedLog):
             self._time.call_later(0.0, lambda: on_durable(ticket))
         self._wake()
 
-    def reset(self, ticket: Ticket, hard_state: HardState, index: Index, term: Term, configuration: Entry) -> None:
+    def reset(self, ticket: Ticket, hard_state: HardState, base: Base, configuration: Entry) -> None:
         """Queue the install of a snapshot."""
-        self._disk.shadow.reset(ticket, hard_state, index, term)
-        super().reset(ticket, hard_state, index, term, configuration)
+        self._disk.shadow.reset(ticket, hard_state, base.index, base.term)
+        super().reset(ticket, hard_state, base, configuration)
         self._wake()
 
     def drop_before(self, index: Index) -> None:

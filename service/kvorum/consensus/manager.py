@@ -111,7 +111,7 @@ class ConsensusManager(Reporting):
         self._hard_state = HardState()
         self._replay: tuple[Index, Index] = (0, 0)
         self._reset: tuple[Ticket, Callable[[], None]] | None = None
-        self._installed_time_ms = 0
+        self._base_time_ms = around.log.recovered.base_time_ms
         self._appended: Ticket = 0
         self._undurable_since: float | None = None
         self.cluster_id = around.cluster_id
@@ -442,11 +442,11 @@ class ConsensusManager(Reporting):
 
     @property
     def applied_time_ms(self) -> int:
-        """Time of the last applied entry; 0 if it left the log before this process began."""
-        applied = cast("KvStoreExecutor", self._state).entry_time_ms or self._installed_time_ms
-        if applied or self.machine is None or self.applied_index <= self.machine.base_index:
-            return applied
-        return self._log.read(self.applied_index, self.applied_index, 1)[0].time_ms
+        """Time of the last applied entry; 0 if it left the log before this process began, and the log has no note."""
+        applied = cast("KvStoreExecutor", self._state).entry_time_ms
+        if not applied and self.machine is not None and self.applied_index > self.machine.base_index:
+            return self._log.read(self.applied_index, self.applied_index, 1)[0].time_ms
+        return max(applied, self._base_time_ms)
 
     def create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something beside everything else; what it raises ends the process."""
@@ -465,11 +465,11 @@ class ConsensusManager(Reporting):
         self._ticket_base += 1
         ticket = self._appended + self._ticket_base
         self._reset = (ticket, done)
-        self._log.reset(ticket, self._hard_state, manifest.index, manifest.term, manifest.configuration)
+        self._log.reset(ticket, self._hard_state, manifest.base, manifest.configuration)
 
     def snapshot_installed(self, manifest: Manifest) -> None:
         """The state machine shows a snapshot: answer those who waited for it."""
-        self._installed_time_ms = manifest.time_ms
+        self._base_time_ms = manifest.time_ms
         self._log.note_committed(manifest.index)
         self._log.drop_before(manifest.index + 1)
         self.proposals.snapshot_installed()

@@ -41,7 +41,16 @@ def _raft(
         heartbeat_s=settings.heartbeat_s,
         max_batch_entries=settings.max_batch_entries,
     )
-    return RaftMachine(node_id, recovered, log, raft_settings, applied_index=applied, now=now, incarnation=incarnation)
+    return RaftMachine(
+        node_id,
+        recovered,
+        log,
+        raft_settings,
+        applied_index=applied,
+        now=now,
+        base_time_ms=recovered.base_time_ms,
+        incarnation=incarnation,
+    )
 
 
 ALGORITHMS: Final[dict[str, Callable[..., Machine]]] = {"raft": _raft}

@@ -143,6 +143,16 @@ class StagingArea(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """The entry before the first that a log keeps: what an installed snapshot ended with, or what was dropped last."""
+
+    index: Index
+    term: Term
+    time_ms: int = 0
+    """0 if it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class RecoveredLog:
     """What a log directory held when it was opened."""
 
@@ -158,6 +168,8 @@ class RecoveredLog:
     torn_bytes: int = 0
     """Bytes of a torn last group that were cut; reported, not an error."""
     notes: tuple[str, ...] = field(default=())
+    base_time_ms: int = 0
+    """Time of the entry at the base; 0 if it is not known."""
 
 
 class Log(Protocol):
@@ -178,9 +190,9 @@ class Log(Protocol):
         """Durable entries from ``first`` to at most ``last``, at least one, then until ``bytes_max`` is passed."""
         ...
 
-    def reset(self, ticket: Ticket, hard_state: HardState, index: Index, term: Term, configuration: Entry) -> None:
+    def reset(self, ticket: Ticket, hard_state: HardState, base: Base, configuration: Entry) -> None:
         """
-        Queue the install of a snapshot: forget every entry, go on behind the base (``index``, ``term``).
+        Queue the install of a snapshot: forget every entry, go on behind ``base``.
 
         One group of the stream (docs/formats/log.md section 2.5); durable like an append, under the same tickets.
         ``configuration`` is the CONFIGURATION entry in force at the base.

@@ -16,6 +16,7 @@ from kvorum.core.cluster import Configuration
 from kvorum.core.entries import HEADER_BYTES, Entry, parse_records
 from kvorum.core.errors import RemoteError
 from kvorum.core.limits import PEER_FRAME_BYTES_MAX
+from kvorum.core.ports import Base
 
 if TYPE_CHECKING:
     from kvorum.core.ids import Index, Term
@@ -48,6 +49,11 @@ class Manifest:
     """Time of that entry: entries behind it never get an earlier one."""
     configuration: Entry
     """The CONFIGURATION entry in force at that index, as it stands in the log."""
+
+    @property
+    def base(self) -> Base:
+        """Of a log that goes on behind this state."""
+        return Base(self.index, self.term, self.time_ms)
 
     @property
     def members(self) -> Configuration:

@@ -20,6 +20,7 @@ from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
 from kvorum.core.errors import StorageFailedError
 from kvorum.core.maintenance import Maintenance
 from kvorum.core.operations import Mutation, MutationKind
+from kvorum.core.ports import Base
 from kvorum.core.snapshot import CHUNK_HEADER_BYTES, ChunkKind, Manifest, chunk_bytes
 from kvorum.statemachine.executor import KvStoreExecutor
 from kvorum.statemachine.transfer import Export, StreamCheck
@@ -155,7 +156,7 @@ class _Sample:
         self._ticket += 1
         self._last += 10
         entry = configuration(self.chance, self._last - 3, 2)
-        self._log.reset(self._ticket, HardState(2, None), self._last, 2, entry)
+        self._log.reset(self._ticket, HardState(2, None), Base(self._last, 2), entry)
         self._log.pump()
 
 

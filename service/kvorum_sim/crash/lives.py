@@ -367,7 +367,7 @@ class _Life:
         self._ticket += 1
         state = State(hard_state, index, term, (), ((entry.index, entry.record),))
         self._history.asked(self._calls, self._ticket, state)
-        self._log.reset(self._ticket, hard_state, index, term, entry)
+        self._log.reset(self._ticket, hard_state, manifest.base, entry)
         self._log.pump()
         self._history.committed(self._calls, index)
         self._log.note_committed(index)

@@ -10,6 +10,7 @@ import pytest
 
 from kvorum.core.cluster import Configuration, Member
 from kvorum.core.entries import Entry, EntryBatch, EntryKind, HardState
+from kvorum.core.ports import Base
 from kvorum.storage.wal.memory_log import MemoryLog
 from tests.unit.storage.log_under_test import LogUnderTest
 
@@ -173,7 +174,7 @@ def test_log_reset_forgets_entries_and_goes_on_behind_the_base(driver: LogDriver
     """After an install the log begins behind the snapshot, in this life and in the next, and the vote is kept."""
     configured = entry(900, 7, CONFIGURATION.encode(), EntryKind.CONFIGURATION)
     driver.log.append(1, HardState(3, 1), EntryBatch([entry(index) for index in range(1, 8)]))
-    driver.log.reset(2, HardState(8, 2), 1000, 7, configured)
+    driver.log.reset(2, HardState(8, 2), Base(1000, 7), configured)
     driver.log.append(3, None, EntryBatch([entry(1001, 8), entry(1002, 8)]))
     driver.wait(3)
 
@@ -187,13 +188,34 @@ def test_log_reset_forgets_entries_and_goes_on_behind_the_base(driver: LogDriver
     assert recovered.configurations == ((900, CONFIGURATION),)
 
 
+def test_log_knows_the_time_of_its_base(driver: LogDriver) -> None:
+    """Entries never get an earlier time than the one before: that of the base outlives reset, restart and drop."""
+    configured = entry(900, 7, CONFIGURATION.encode(), EntryKind.CONFIGURATION)
+    driver.log.append(1, HardState(8, 2), EntryBatch([entry(1)]))
+    driver.log.reset(2, HardState(8, 2), Base(1000, 7, 123_456), configured)
+    driver.wait(2)
+    driver = driver.restart()
+    assert (driver.log.recovered.last_index, driver.log.recovered.base_time_ms) == (1000, 123_456)
+    timed = [Entry.create(index, 8, EntryKind.COMMAND, 200_000 + index, bytes(1000)) for index in range(1001, 1040)]
+    for ticket, each in enumerate(timed, 1):
+        driver.log.append(ticket, None, EntryBatch([each]))
+        driver.wait(ticket)
+    driver.log.drop_before(1039)
+    driver.log.append(40, None, EntryBatch([entry(1040, 8)]))
+    driver.wait(40)
+    recovered = driver.restart().log.recovered
+
+    assert recovered.base_index > 1001
+    assert recovered.base_time_ms == 200_000 + recovered.base_index
+
+
 def test_log_reset_then_drop_keeps_what_follows(driver: LogDriver) -> None:
     """What an install made void can be dropped at once, and nothing behind the base goes with it."""
     configured = entry(900, 7, CONFIGURATION.encode(), EntryKind.CONFIGURATION)
     for index in range(1, 50):
         driver.log.append(index, None, EntryBatch([entry(index, payload=bytes(1000))]))
     driver.wait(49)
-    driver.log.reset(50, HardState(8, None), 1000, 7, configured)
+    driver.log.reset(50, HardState(8, None), Base(1000, 7), configured)
     driver.wait(50)
     driver.log.drop_before(1001)
     driver.log.append(51, None, EntryBatch([entry(1001, 8)]))

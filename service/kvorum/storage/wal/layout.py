@@ -33,7 +33,7 @@ _CHECKED_FRAME: Final = struct.Struct(">IIQ")
 FRAME_BYTES: Final = _FRAME.size
 """Body bytes u32, salt u32, sequence u64, CRC32 u32."""
 _SALT_OFFSET: Final = 4
-_RECORD: Final = struct.Struct(">IBQQ")
+_RECORD: Final = struct.Struct(">IBQQQ")
 _NODE: Final = struct.Struct(">I")
 _RELEASING_BYTES: Final = 5 * 1024
 """`zlib.crc32` lets the interpreter lock go above this size; getting it back can cost far more than the checksum."""
@@ -160,6 +160,7 @@ class RecordAt(NamedTuple):
     entry_index: Index
     offset: int
     end: int
+    time_ms: int
 
 
 def records_in(data: bytes, start: int, end: int) -> list[RecordAt]:
@@ -175,12 +176,12 @@ def records_in(data: bytes, start: int, end: int) -> list[RecordAt]:
         if offset + HEADER_BYTES > end:
             msg = f"record header cut short at offset {offset}"
             raise ValueError(msg)
-        length, kind, term, index = _RECORD.unpack_from(data, offset)
+        length, kind, term, index, time_ms = _RECORD.unpack_from(data, offset)
         following = offset + 4 + length
         if following < offset + HEADER_BYTES or following > end:
             msg = f"record of {length} bytes at offset {offset} passes the end of its group at {end}"
             raise ValueError(msg)
-        records.append(RecordAt(kind, term, index, offset, following))
+        records.append(RecordAt(kind, term, index, offset, following, time_ms))
         offset = following
     return records
 
@@ -197,6 +198,6 @@ def decode_hard_state(data: bytes, record: RecordAt) -> HardState:
     return HardState(record.term, _NODE.unpack(payload)[0] if payload else None)
 
 
-def base_record(index: Index, term: Term) -> bytes:
-    """Record that says: everything up to this index is gone from the log, and the entry there had this term."""
-    return Entry.create(index, term, EntryKind.BASE, 0, b"").record
+def base_record(index: Index, term: Term, time_ms: int) -> bytes:
+    """Record that says: everything up to this index is gone from the log; the entry there had this term and time."""
+    return Entry.create(index, term, EntryKind.BASE, time_ms, b"").record

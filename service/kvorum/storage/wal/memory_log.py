@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from kvorum.core.cluster import Configuration
 from kvorum.core.entries import EntryKind, HardState
-from kvorum.core.ports import RecoveredLog
+from kvorum.core.ports import Base, RecoveredLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +29,7 @@ class _Reset(NamedTuple):
 
     ticket: Ticket
     hard_state: HardState
-    base_index: Index
-    base_term: Term
+    base: Base
     configuration: Entry
 
 
@@ -39,11 +38,12 @@ class MemoryLog:
 
     def __init__(self, call_later: CallLater, sync_delay_s: float = 0.0005) -> None:
         self.sync_delay_s = sync_delay_s
-        self.recovered = _recovered(HardState(), [], 0, 0, [])
+        self.recovered = _recovered(HardState(), [], Base(0, 0), [])
         self._call_later = call_later
         self._hard_state = HardState()
         self._base_index: Index = 0
         self._base_term: Term = 0
+        self._base_time_ms = 0
         self._entries: list[Entry] = []
         """Durable entries from ``base + 1`` on."""
         self._configured: list[Entry] = []
@@ -66,11 +66,11 @@ class MemoryLog:
         self._queued.append((ticket, hard_state, batch))
         self._begin_group()
 
-    def reset(self, ticket: Ticket, hard_state: HardState, index: Index, term: Term, configuration: Entry) -> None:
+    def reset(self, ticket: Ticket, hard_state: HardState, base: Base, configuration: Entry) -> None:
         """Queue the install of a snapshot; see `core.ports.Log.reset`. Read nothing until it is reported durable."""
         assert configuration.kind == EntryKind.CONFIGURATION
-        assert configuration.index <= index, "the configuration in force at the base"
-        self._queued.append(_Reset(ticket, hard_state, index, term, configuration))
+        assert configuration.index <= base.index, "the configuration in force at the base"
+        self._queued.append(_Reset(ticket, hard_state, base, configuration))
         self._begin_group()
 
     def _begin_group(self) -> None:
@@ -92,7 +92,7 @@ class MemoryLog:
         self._groups += 1
         for item in group:
             if isinstance(item, _Reset):
-                self._restart(item.hard_state, item.base_index, item.base_term, item.configuration)
+                self._restart(item.hard_state, item.base, item.configuration)
                 continue
             _, hard_state, batch = item
             if hard_state is not None:
@@ -103,9 +103,9 @@ class MemoryLog:
                 del self._entries[kept:]
                 self._entries += batch.entries
 
-    def _restart(self, hard_state: HardState, index: Index, term: Term, configuration: Entry) -> None:
+    def _restart(self, hard_state: HardState, base: Base, configuration: Entry) -> None:
         self._hard_state = hard_state
-        self._base_index, self._base_term = index, term
+        self._base_index, self._base_term, self._base_time_ms = base.index, base.term, base.time_ms
         self._entries.clear()
         self._configured = [configuration]
 
@@ -136,6 +136,7 @@ class MemoryLog:
             configured = [entry for entry in self._entries[:count] if entry.kind == EntryKind.CONFIGURATION]
             self._configured = configured[-1:] or self._configured
             self._base_term = self._entries[count - 1].term
+            self._base_time_ms = self._entries[count - 1].time_ms
             self._base_index += count
             del self._entries[:count]
 
@@ -177,16 +178,16 @@ class MemoryLog:
             self._make_durable(self._syncing)
         found = MemoryLog(call_later or self._call_later, self.sync_delay_s)
         found._hard_state = self._hard_state
-        found._base_index, found._base_term = self._base_index, self._base_term
+        base = Base(self._base_index, self._base_term, self._base_time_ms)
+        found._base_index, found._base_term, found._base_time_ms = base.index, base.term, base.time_ms
         found._entries = self._entries.copy()
         found._configured = self._configured.copy()
         if installed is not None and found._base_index < installed.index:
             behind = found._hard_state.term < installed.term
             hard_state = HardState(installed.term, None) if behind else found._hard_state
-            found._restart(hard_state, installed.index, installed.term, installed.configuration)
-        found.recovered = _recovered(
-            found._hard_state, found._entries, found._base_index, found._base_term, found._configured
-        )
+            base = installed.base
+            found._restart(hard_state, base, installed.configuration)
+        found.recovered = _recovered(found._hard_state, found._entries, base, found._configured)
         return found
 
     def statistics(self) -> dict[str, float]:
@@ -200,18 +201,17 @@ class MemoryLog:
         }
 
 
-def _recovered(
-    hard_state: HardState, entries: list[Entry], base_index: Index, base_term: Term, configured: list[Entry]
-) -> RecoveredLog:
+def _recovered(hard_state: HardState, entries: list[Entry], base: Base, configured: list[Entry]) -> RecoveredLog:
     terms: list[tuple[Index, Term]] = []
     for entry in entries:
         if not terms or terms[-1][1] != entry.term:
             terms.append((entry.index, entry.term))
     return RecoveredLog(
         hard_state=hard_state,
-        base_index=base_index,
-        base_term=base_term,
-        last_index=base_index + len(entries),
+        base_index=base.index,
+        base_term=base.term,
+        base_time_ms=base.time_ms,
+        last_index=base.index + len(entries),
         terms=tuple(terms),
         configurations=tuple(
             (entry.index, Configuration.decode(entry.payload))

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kvorum.core.entries import Entry, EntryBatch
-    from kvorum.core.ids import Index, Term, Ticket
+    from kvorum.core.ids import Index, Ticket
+    from kvorum.core.ports import Base
     from kvorum.core.snapshot import Manifest
     from kvorum.storage.wal.recovery import Recovery
     from kvorum.storage.wal.segments import Segment, SegmentIndex
@@ -56,8 +57,7 @@ class _Reset(NamedTuple):
 
     ticket: Ticket
     hard_state: HardState
-    base_index: Index
-    base_term: Term
+    base: Base
     configuration: Entry
 
     def records(self) -> list[bytes]:
@@ -65,12 +65,12 @@ class _Reset(NamedTuple):
         return [
             hard_state_record(self.hard_state),
             self.configuration.record,
-            base_record(self.base_index, self.base_term),
+            base_record(self.base.index, self.base.term, self.base.time_ms),
         ]
 
     def follow(self, state: StreamState) -> None:
         """What the stream says once the group is durable."""
-        state.restart(self.base_index, self.base_term)
+        state.restart(self.base.index, self.base.term, self.base.time_ms)
         state.hard_state = self.hard_state
         state.configurations = [(self.configuration.index, self.configuration.record)]
 
@@ -178,13 +178,13 @@ class SegmentedLog:
             batch.block  # noqa: B018 - joined here once, so that the thread finds bytes and never races the loop for it
         self._queue.put((ticket, hard_state, batch))
 
-    def reset(self, ticket: Ticket, hard_state: HardState, index: Index, term: Term, configuration: Entry) -> None:
+    def reset(self, ticket: Ticket, hard_state: HardState, base: Base, configuration: Entry) -> None:
         """Queue the install of a snapshot; see `core.ports.Log.reset`. Read nothing until it is reported durable."""
         if self._error is not None:
             raise self._error
         assert configuration.kind == EntryKind.CONFIGURATION
-        assert configuration.index <= index, "the configuration in force at the base"
-        self._queue.put(_Reset(ticket, hard_state, index, term, configuration))
+        assert configuration.index <= base.index, "the configuration in force at the base"
+        self._queue.put(_Reset(ticket, hard_state, base, configuration))
 
     def note_committed(self, index: Index) -> None:
         """Tell the log what is committed: older configurations need not go into the heads of new segments."""
@@ -323,7 +323,7 @@ class SegmentedLog:
         """Write the one group that makes everything before it void."""
         segment, offset, end = self._write_durably(reset.records())
         reset.follow(self._state)
-        self._placed.append((segment, offset, end, 0, 0, 0, reset.base_index))
+        self._placed.append((segment, offset, end, 0, 0, 0, reset.base.index))
         self._report_later(reset.ticket)
 
     def _write_durably(self, parts: list[bytes]) -> tuple[Segment, int, int]:
@@ -387,9 +387,8 @@ class SegmentedLog:
                 state.hard_state = hard_state
             if batch is not None:
                 entries = batch.entries
-                first, last_entry = entries[0].index, entries[-1]
-                last = last_entry.index
-                state.extend(first, last, last_entry.term, _configurations_in(entries))
+                first, last = entries[0].index, entries[-1].index
+                state.extend(first, entries[-1], _configurations_in(entries))
                 lowest = min(lowest, first) if lowest else first
                 highest = max(highest, last)
         return lowest, last, highest
@@ -458,7 +457,7 @@ def _follow_store(recovery: Recovery, writer: SegmentWriter, installed: Manifest
     # A vote counts in its own term only, and no log may be ahead of its hard state.
     behind = state.hard_state.term < installed.term
     hard_state = HardState(installed.term, None) if behind else state.hard_state
-    reset = _Reset(0, hard_state, installed.index, installed.term, installed.configuration)
+    reset = _Reset(0, hard_state, installed.base, installed.configuration)
     parts = reset.records()
     size = sum(map(len, parts))
     if not writer.has_room(size):

@@ -10,7 +10,10 @@ import structlog
 
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
 from kvorum.core.cluster import Configuration, Member
+from kvorum.core.entries import Entry, EntryKind
+from kvorum.core.snapshot import Manifest
 from kvorum.statemachine.executor import KvStoreExecutor
+from kvorum.statemachine.layout import STATE_KEY, pack_state
 from kvorum.storage.memory_engine import MemoryEngine
 from kvorum.storage.wal.memory_log import MemoryLog
 
@@ -41,7 +44,7 @@ class SlowLoop:
             callback()
 
 
-def build(loop: SlowLoop, log: MemoryLog | None = None) -> ConsensusManager:
+def build(loop: SlowLoop, log: MemoryLog | None = None, state: KvStoreExecutor | None = None) -> ConsensusManager:
     """A cluster of one on memory."""
     return ConsensusManager(
         ManagerSettings(node_id=0, configuration=Configuration.of([Member(0, "node:9090", "")])),
@@ -52,7 +55,7 @@ def build(loop: SlowLoop, log: MemoryLog | None = None) -> ConsensusManager:
             randomness=random.Random(1),
             log=log or MemoryLog(loop.call_later),
             links=None,
-            state=KvStoreExecutor(MemoryEngine()),
+            state=state or KvStoreExecutor(MemoryEngine()),
             flush=loop.call_soon,
             incarnation=1,
             cluster_id=None,
@@ -129,6 +132,28 @@ def test_space_ends_with_the_first_and_comes_back_with_the_last_that_lacks_it():
 
     assert subject.may_serve, "the next flush succeeded"
     assert ("disk_space", True) in subject.readiness()
+
+
+def test_time_of_entries_does_not_fall_after_an_install_and_a_restart():
+    """With nothing behind the base the log alone knows the time of before; the leader's first no-op keeps to it."""
+    loop = SlowLoop(0.02)
+    engine = MemoryEngine()
+    KvStoreExecutor(engine)
+    batch = engine.batch()
+    batch.put(STATE_KEY, pack_state(1000, 0, 0))
+    engine.write(batch)
+    first = Configuration.of([Member(0, "node:9090", "")])
+    configured = Entry.create(900, 7, EntryKind.CONFIGURATION, 0, first.encode())
+    manifest = Manifest(bytes(16), 1000, 7, 5_000_000, configured)
+    log = MemoryLog(loop.call_later).crash(loop.call_later, installed=manifest)
+    subject = build(loop, log, KvStoreExecutor(engine))
+    subject.start()
+    assert subject.applied_time_ms == 5_000_000
+    for _ in range(100):
+        loop.turn()
+
+    assert subject.may_serve
+    assert [entry.time_ms for entry in log.read(1001, 1001, 1)] == [5_000_000], "the clock shows a few seconds only"
 
 
 class Waiter:

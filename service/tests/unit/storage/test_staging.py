@@ -11,6 +11,7 @@ import pytest
 
 from kvorum.core.entries import Entry, EntryKind
 from kvorum.core.errors import StartupError
+from kvorum.core.ports import Base
 from kvorum.core.snapshot import Manifest
 from kvorum.storage.data_directory import DataDirectory
 from kvorum.storage.rocksdict_engine import RocksdictEngine
@@ -84,7 +85,7 @@ async def install(path: Path, after_step: Callable[[str], None]) -> None:
     log = await asyncio.to_thread(LogUnderTest, directory.log_path)
     after_step("open log")
     log.ticket += 1
-    log.log.reset(log.ticket, log.recovered.hard_state, 100, 4, CONFIGURED)
+    log.log.reset(log.ticket, log.recovered.hard_state, Base(100, 4), CONFIGURED)
     await asyncio.to_thread(log.run_until, lambda: log.durable >= log.ticket)
     after_step("reset")
     await stores.settle()

@@ -61,7 +61,8 @@ def test_layout_disk_records_are_these_bytes() -> None:
 
     assert hard_state_record(HardState(9, 2)) == b"\x00\x00\x00\x1d\x10" + term + zeros + zeros + b"\x00\x00\x00\x02"
     assert hard_state_record(HardState(9, None)) == b"\x00\x00\x00\x19\x10" + term + zeros + zeros
-    assert base_record(3, 9) == b"\x00\x00\x00\x19\x11" + term + bytes(7) + b"\x03" + zeros
+    assert base_record(3, 9, 0) == b"\x00\x00\x00\x19\x11" + term + bytes(7) + b"\x03" + zeros
+    assert base_record(3, 9, 258) == b"\x00\x00\x00\x19\x11" + term + bytes(7) + b"\x03" + bytes(6) + b"\x01\x02"
 
 
 @pytest.mark.parametrize("state", [HardState(), HardState(1, 0), HardState(2**64 - 1, 2**32 - 1)])
@@ -132,7 +133,7 @@ def test_layout_segment_names_sort_as_their_numbers() -> None:
 
 def test_layout_records_must_fill_their_body() -> None:
     """A body whose records leave bytes over, or pass its end, was written by a bug."""
-    data = base_record(1, 1)
+    data = base_record(1, 1, 5)
     for wrong in (data[:-1], data + b"\0", data[:10], b"\0\0\0\x01" + data[4:]):
         with pytest.raises(ValueError, match="record"):
             records_in(wrong, 0, len(wrong))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvorum.core.entries import Entry, EntryKind, HardState
+from kvorum.core.ports import Base
 from kvorum.core.snapshot import Manifest
 from kvorum.storage.wal.segmented_log import SegmentedLog
 from tests.unit.storage.log_under_test import SEGMENT_BYTES, LogUnderTest, configuration, entry
@@ -26,7 +27,7 @@ MANIFEST = Manifest(bytes(16), 100, 4, 1234, CONFIGURED)
 
 def reset(log: LogUnderTest, index: int = 100) -> None:
     log.ticket += 1
-    log.log.reset(log.ticket, HardState(5, 1), index, 4, CONFIGURED)
+    log.log.reset(log.ticket, HardState(5, 1), Base(index, 4), CONFIGURED)
     log.run_until(lambda: log.durable >= log.ticket)
 
 
@@ -104,7 +105,7 @@ def test_reset_in_one_go_with_appends_keeps_their_order(open_log: OpenLog) -> No
     for index in range(6, 40):
         log.queue(entry(index))
     log.ticket += 1
-    log.log.reset(log.ticket, HardState(5, None), 100, 4, CONFIGURED)
+    log.log.reset(log.ticket, HardState(5, None), Base(100, 4), CONFIGURED)
     for index in range(101, 140):
         log.queue(entry(index, 5))
     log.run_until(lambda: log.durable >= log.ticket)
