@@ -77,6 +77,11 @@ RECORDS_S: Final = 5.0
 PODS_MAX: Final = 8
 """Pods that are asked for in one look; there are rarely more surplus members than that."""
 
+_SIZE: Final = "the size of the StatefulSet cannot be read"
+_POD: Final = "whether a pod is there cannot be read"
+_SLICE: Final = "the leader's EndpointSlice cannot be written"
+_RECORD: Final = "the genesis record cannot be had"
+
 
 class Scaler:
     """See the module text."""
@@ -125,7 +130,9 @@ class Scaler:
         self._read_at = float("-inf")
         self._failures = 0
         self._trouble = ""
-        """Why the API, or the file, could not be read last; empty when it could."""
+        """Why the size could not be read last; empty when it could."""
+        self._complaints: dict[str, str] = {}
+        """What does not work, and why."""
         self._refusal = ""
         """Why the last change that a leader wanted was not made."""
         self._seats: tuple[Seat, ...] = ()
@@ -151,7 +158,7 @@ class Scaler:
 
     async def stopping(self) -> bool:
         """
-        This pod is told to stop: find out whether to leave, and leave; it goes on serving meanwhile.
+        This pod is told to stop: find out whether to leave, and leave; it votes and replicates meanwhile.
 
         Returns:
             True if the cluster has let this node go; False for a restart, or if the removal did not come in time.
@@ -235,10 +242,12 @@ class Scaler:
         answer = await self._api.read_statefulset()
         if isinstance(answer, Failure):
             self._failures += 1
-            self._complain("the size of the StatefulSet cannot be read", answer)
+            self._trouble = answer.reason
+            self._complain(_SIZE, answer)
         else:
             self._failures = 0
             self._trouble = ""
+            self._complaints.pop(_SIZE, None)
             self._intent, self._read_at = answer, asked_at
         absent: dict[NodeId, bool] = {}
         if self._consensus.may_serve and isinstance(self._intent, Intent) and self._intent.replicas:
@@ -247,8 +256,9 @@ class Scaler:
             for node_id in sorted(silent, reverse=True)[:PODS_MAX]:
                 said = await self._api.read_pod_absent(self._pod.name_of(node_id))
                 if isinstance(said, Failure):
-                    self._complain("whether a pod is there cannot be read", said)
+                    self._complain(_POD, said)
                 else:
+                    self._complaints.pop(_POD, None)
                     absent[node_id] = said
             self._seats = self._seen(absent)
             self._absences = watch_absences(self._absences, self._seats, intent, self._clock())
@@ -257,8 +267,9 @@ class Scaler:
             self._absences = {}
 
     def _complain(self, what: str, failure: Failure) -> None:
-        if self._trouble != failure.reason:
-            self._trouble = failure.reason
+        """Say that something does not work, once until it works again or fails otherwise."""
+        if self._complaints.get(what) != failure.reason:
+            self._complaints[what] = failure.reason
             forbidden = "give the service account the chart's Role, or set [discovery] api = false"
             next_step = forbidden if failure.reason == Reason.FORBIDDEN else "none: it is tried again"
             self._logger.warning(what, reason=failure.reason, error=failure.text, next_step=next_step)
@@ -322,6 +333,7 @@ class Scaler:
             intent=self._intent,
             intent_age_s=now - self._read_at,
             seats=self._seats,
+            may_ask=self._trouble not in (Reason.FORBIDDEN, Reason.CONFIGURATION),
             stopping_s=None if self._stopping_at is None else now - self._stopping_at,
             knocking=self._knocking() if leads else frozenset(),
             change_open=leads and machine is not None and machine.change_refused() is not None,
@@ -433,17 +445,20 @@ class Scaler:
         if name is not None and ip is not None:
             outcome = await api.write_leader_slice(name, LeaderAddress(term, ip, self._pod.client_port, self._pod.name))
             if isinstance(outcome, Failure):
-                self._complain("the leader's EndpointSlice cannot be written", outcome)
-            elif outcome != SliceOutcome.UNCHANGED:
+                self._complain(_SLICE, outcome)
+            else:
+                self._complaints.pop(_SLICE, None)
+            if outcome in (SliceOutcome.WRITTEN, SliceOutcome.FENCED):
                 self._logger.info("the leader's EndpointSlice", outcome=outcome, term=term)
         own = self._consensus.cluster_id
         if self._record is None or self._recorded or own is None:
             return
         held = await self._record.settle(own)
         if isinstance(held, Failure):
-            self._complain("the genesis record cannot be had", held)
+            self._complain(_RECORD, held)
             return
         self._recorded = True
+        self._complaints.pop(_RECORD, None)
         if held != own:
             text = f"the genesis record names cluster {held.hex()}, but the pods hold cluster {own.hex()}"
             self._logger.error(text, next_step=f"clear the data of the ConfigMap {self._settings.genesis_config_map}")
@@ -473,6 +488,7 @@ class Scaler:
             "reason": self._last.reason,
             "surplus_members": self._surplus(),
             "api": "off" if self._api is None else self._trouble or "ok",
+            "complaints": [f"{what}: {reason}" for what, reason in self._complaints.items()],
         }
 
     def metrics(self) -> Iterable[Metric]:

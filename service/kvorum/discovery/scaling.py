@@ -126,6 +126,8 @@ class Situation:
     """None: never read."""
     intent_age_s: float
     seats: tuple[Seat, ...]
+    may_ask: bool = True
+    """False if the API server refuses to say: to ask again is no use."""
     stopping_s: float | None = None
     """Since this node was told to stop; None if it was not."""
     knocking: frozenset[NodeId] = frozenset()
@@ -252,7 +254,7 @@ def _part(s: Situation, stopping_s: float) -> Decision:
     if isinstance(intent, Intent) and not intent.binding:
         return Stop(ScaleState.UNKNOWN, "without the Kubernetes API nobody can tell a restart from a scale-down")
     if intent is None or s.intent_age_s > stopping_s:
-        if stopping_s < PATIENCE_S:
+        if stopping_s < PATIENCE_S and s.may_ask:
             return Wait(ScaleState.UNKNOWN, "reading the size of the StatefulSet: a restart, or a scale-down?")
         return Stop(ScaleState.UNKNOWN, "the size of the StatefulSet cannot be read: taken as a restart")
     if isinstance(intent, Gone):

@@ -22,7 +22,16 @@ from kvorum.discovery import kubernetes_api
 from kvorum.discovery import scaling as rules
 from kvorum.discovery.kubernetes_api import REASONS, KubernetesApi
 from kvorum.discovery.scaling import SCALE_STATES, ScaleState
-from tests.unit.discovery.fake_api import NAMESPACE, STATEFULSET, STATEFULSET_PATH, FakeApi
+from tests.unit.discovery.fake_api import (
+    GENESIS,
+    GENESIS_PATH,
+    LEADER_SLICE,
+    NAMESPACE,
+    SLICE_PATH,
+    STATEFULSET,
+    STATEFULSET_PATH,
+    FakeApi,
+)
 
 PAGE = Path(__file__).resolve().parents[4] / "docs/operations/metrics.md"
 
@@ -72,6 +81,7 @@ async def make(server, tmp_path, monkeypatch):
     """A started scaler on a fake follower, with the real client against the fake API server."""
     monkeypatch.setattr(scaling, "OTHERS_POLL_S", 0.02)
     monkeypatch.setattr(scaling, "LEADER_POLL_S", 0.02)
+    monkeypatch.setattr(scaling, "RECORDS_S", 0.02)
     monkeypatch.setattr(scaling, "BUSY_POLL_S", 0.02)
     monkeypatch.setattr(kubernetes_api, "READ_S", 0.1)
     loop = asyncio.get_running_loop()
@@ -157,6 +167,38 @@ async def test_scaler_says_once_why_a_change_is_not_made(make, server) -> None:
     assert [line["reason"] for line in lines if "was not made" in line["event"]] == ["no quorum"]
 
 
+async def test_scaler_that_leads_writes_its_address_and_the_record(make, server) -> None:
+    """Both stand where they belong soon after; what may not be written is complained of once, and then it works."""
+    server.trouble[SLICE_PATH] = 403
+    with structlog.testing.capture_logs() as lines:
+        pod = make(genesis_config_map=GENESIS, leader_endpoint_slice=LEADER_SLICE)
+        pod.consensus.may_serve = True
+        await until(lambda: "data" in server.objects[GENESIS_PATH])
+        await until(lambda: pod.api.errors["forbidden"] > 2)
+        assert pod.scaler.status()["complaints"] == ["the leader's EndpointSlice cannot be written: forbidden"]
+        assert pod.scaler.status()["api"] == "ok"
+        server.trouble.clear()
+        await until(lambda: server.objects[SLICE_PATH]["endpoints"])
+        await until(lambda: pod.scaler.status()["complaints"] == [])
+        pod.consensus.may_serve = False
+
+    assert server.objects[GENESIS_PATH]["data"]["cluster_id"] == bytes(16).hex()
+    assert server.objects[SLICE_PATH]["endpoints"][0]["addresses"] == ["10.0.0.2"]
+    assert len([line for line in lines if "EndpointSlice cannot" in line["event"]]) == 1
+
+
+async def test_scaler_names_a_record_of_another_cluster(make, server) -> None:
+    """Nobody writes over it: the log and an Event name both ids and the way out."""
+    server.put(GENESIS_PATH, {"data": {"cluster_id": (bytes(15) + b"x").hex()}})
+    pod = make(genesis_config_map=GENESIS)
+    pod.consensus.may_serve = True
+    await until(lambda: server.events)
+    pod.consensus.may_serve = False
+
+    assert server.events[0]["reason"] == "ForeignGenesisRecord"
+    assert bytes(16).hex() in server.events[0]["message"]
+
+
 async def test_scaler_takes_a_silent_api_server_for_a_restart(make, server, monkeypatch) -> None:
     """It asks for a while and then gives up; a pod is never kept from stopping by somebody else's outage."""
     monkeypatch.setattr(rules, "PATIENCE_S", 0.3)
@@ -170,12 +212,24 @@ async def test_scaler_takes_a_silent_api_server_for_a_restart(make, server, monk
     assert pod.api.errors["unreachable"] > 0
 
 
+async def test_scaler_whose_role_is_gone_stops_at_once(make, server, monkeypatch) -> None:
+    """Uninstalling takes the Role along with the pods: nobody waits for an answer that cannot come."""
+    monkeypatch.setattr(rules, "PATIENCE_S", 3600.0)
+    pod = make()
+    await until(lambda: pod.scaler.status()["desired_replicas"] == 3)
+    server.trouble["*"] = 403
+
+    async with asyncio.timeout(20):
+        assert await pod.scaler.stopping() is False
+
+
 async def test_scaler_asks_for_its_removal_until_its_time_is_up(make, server, monkeypatch) -> None:
     """No quorum, no removal: it asks again and again, and stops as a member before it is killed."""
-    monkeypatch.setattr(scaling, "LEAVE_S", 0.5)
+    monkeypatch.setattr(scaling, "LEAVE_S", 2.0)
     server.scale(2)
     pod = make()
     pod.consensus.grants = False
+    await until(lambda: pod.scaler.status()["desired_replicas"] == 2)
 
     assert await pod.scaler.stopping() is False
     assert len(pod.consensus.changes) > 1

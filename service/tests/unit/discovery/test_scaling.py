@@ -64,6 +64,9 @@ TABLE = [
         replace(LEAVER, intent=None, stopping_s=PATIENCE_S),
         Stop,
     ),
+    ("a stopped pod that may not ask does not ask again", replace(LEAVER, intent=None, may_ask=False), Stop),
+    ("a stopped pod that may not ask any more restarts", replace(LEAVER, intent_age_s=9.0, may_ask=False), Stop),
+    ("a leaver goes on though it may not ask any more", replace(LEAVER, may_ask=False), Leave),
     ("a size read before the signal does not count", replace(LEAVER, intent_age_s=1.5), Wait),
     (
         "a size read before the signal is a restart in the end",
@@ -354,6 +357,7 @@ situations = st.builds(
     intent=intents,
     intent_age_s=st.floats(0, 20),
     seats=seats_strategy,
+    may_ask=st.booleans(),
     stopping_s=st.one_of(st.none(), st.floats(0, 20)),
     knocking=st.frozensets(st.integers(0, 8)),
     change_open=st.booleans(),
