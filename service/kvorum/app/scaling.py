@@ -145,8 +145,7 @@ class Scaler:
             else None
         )
         self._recorded = False
-        self._slice_term: Term = -1
-        self._slice_at = float("-inf")
+        self._kept: tuple[Term, float] = (-1, 0.0)
 
     # --- life ---
 
@@ -438,9 +437,9 @@ class Scaler:
     async def _keep_records(self, api: KubernetesApi) -> None:
         """See to it that the leader's address and the cluster's id stand where they belong."""
         now, term = self._clock(), self._consensus.term
-        if term == self._slice_term and now - self._slice_at < RECORDS_S:
+        if term == self._kept[0] and now - self._kept[1] < RECORDS_S:
             return
-        self._slice_term, self._slice_at = term, now
+        self._kept = (term, now)
         name, ip = self._settings.leader_endpoint_slice, self._pod.ip
         if name is not None and ip is not None:
             outcome = await api.write_leader_slice(name, LeaderAddress(term, ip, self._pod.client_port, self._pod.name))
