@@ -147,7 +147,8 @@ def _print_members(document: Mapping[str, Any]) -> None:
 
     table = Table()
     for heading in ("node", "role", "client endpoint", "peer endpoint", "data directory", "health", "behind", "heard"):
-        table.add_column(heading, justify="right" if heading in {"node", "behind", "heard"} else "left")
+        justify = "right" if heading in {"node", "behind", "heard"} else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for member in document["members"]:
         role = "voter" if member["voter"] else "learner"
         heard = member.get("last_contact_s")

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-PLAIN_WIDTH = 160
-"""Columns of a table that goes to a file or a pipe, where nothing can be measured."""
+PLAIN_WIDTH = 400
+"""Most columns of a table that goes to a file or a pipe: room for the long names of pods; no table fills it up."""
 
 
 class OutputFormat(StrEnum):
