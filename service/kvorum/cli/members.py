@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from kvorum.cli.admin_client import AdminClient, AdminError, http_endpoints
 from kvorum.cli.output import OutputFormat, console, fail, print_json, usage_error
@@ -147,7 +147,7 @@ def _print_members(document: Mapping[str, Any]) -> None:
 
     table = Table()
     for heading in ("node", "role", "client endpoint", "peer endpoint", "data directory", "health", "behind", "heard"):
-        justify = "right" if heading in {"node", "behind", "heard"} else "left"
+        justify: Literal["left", "right"] = "right" if heading in {"node", "behind", "heard"} else "left"
         table.add_column(heading, justify=justify, overflow="fold")
     for member in document["members"]:
         role = "voter" if member["voter"] else "learner"
