@@ -141,4 +141,16 @@ BUGS: Final = (
         (edit("peers.tcp:TcpPeerLinks._task_ended", ("if error is not None:", "if False:")),),
         tests=("unit/peers/test_peer_tasks.py",),
     ),
+    Bug(
+        "past: void files deleted from the oldest on",
+        0,
+        "A second crash, while a recovery deletes void files, leaves a torn head without the segment before it.",
+        (
+            edit(
+                "storage.wal.segmented_log:_take_over",
+                ("for file in reversed(recovery.files):", "for file in recovery.files:"),
+            ),
+        ),
+        tests=("unit/storage/test_wal_recovery.py",),
+    ),
 )
