@@ -73,7 +73,6 @@ BUGS: Final = (
                 ("if position < expected:", "if False:"),
             ),
         ),
-        kinds=("broken link",),
         tests=_UNIT,
     ),
     Bug(
@@ -114,8 +113,7 @@ BUGS: Final = (
                 ("own_numbers = self._nonce >> 1", "own_numbers = 1"),
             ),
         ),
-        kinds=("crash",),
-        tests=("unit/consensus/test_proposals.py",),
+        tests=("unit/consensus/test_manager.py",),
     ),
     Bug(
         "urgent messages overtake their promise",
@@ -138,7 +136,6 @@ BUGS: Final = (
                 ("not self._short_of_space and ", ""),
             ),
         ),
-        kinds=("disk full",),
         tests=("unit/consensus/test_manager.py",),
     ),
     Bug(

@@ -97,7 +97,6 @@ BUGS: Final = (
         0,
         "An answer that is lost with the leader's own link leaves its reads waiting until their deadline.",
         (edit("consensus.reads:Reads.expire", ("if now >= asked_at + ASK_AGAIN_S", "if False")),),
-        kinds=("broken link",),
         tests=("unit/consensus/test_reads.py",),
     ),
     Bug(
@@ -105,7 +104,6 @@ BUGS: Final = (
         0,
         "A late refusal of a forward's first copy refuses a write that was sent again and may commit.",
         (edit("consensus.proposals:Proposals._resend", ("proposal.resent = True", "pass")),),
-        kinds=("broken link",),
         tests=("unit/consensus/test_proposals.py",),
     ),
     Bug(

@@ -44,7 +44,9 @@ class SlowLoop:
             callback()
 
 
-def build(loop: SlowLoop, log: MemoryLog | None = None, state: KvStoreExecutor | None = None) -> ConsensusManager:
+def build(
+    loop: SlowLoop, log: MemoryLog | None = None, state: KvStoreExecutor | None = None, seed: int = 1
+) -> ConsensusManager:
     """A cluster of one on memory."""
     return ConsensusManager(
         ManagerSettings(node_id=0, configuration=Configuration.of([Member(0, "node:9090", "")])),
@@ -52,7 +54,7 @@ def build(loop: SlowLoop, log: MemoryLog | None = None, state: KvStoreExecutor |
             loop=loop,
             clock=lambda: loop.now,
             wall_ms=lambda: int(loop.now * 1000),
-            randomness=random.Random(1),
+            randomness=random.Random(seed),
             log=log or MemoryLog(loop.call_later),
             links=None,
             state=state or KvStoreExecutor(MemoryEngine()),
@@ -75,6 +77,14 @@ def test_time_goes_on_where_every_turn_of_the_loop_is_slow():
         loop.turn()
 
     assert subject.may_serve
+
+
+def test_each_process_numbers_what_it_asks_peers_from_a_place_of_its_own():
+    """An answer meant for the former life of a node fits no question and no forward of its present one."""
+    lives = [build(SlowLoop(0.02), seed=seed) for seed in range(20)]
+
+    assert len({life.proposals._first_position // 2**20 for life in lives}) == len(lives)
+    assert len({next(life.reads._numbers) // 2**20 for life in lives}) == len(lives)
 
 
 def test_stop_leaves_nothing_that_touches_the_storage_later():

@@ -9,8 +9,9 @@ import pytest
 from kvorum.consensus import frames
 from kvorum.consensus.proposals import Proposals
 from kvorum.core.codec import TAG_BYTES, encode_set
-from kvorum.core.entries import Entry, EntryKind
+from kvorum.core.entries import HEADER_BYTES, Entry, EntryKind
 from kvorum.core.errors import ErrorCode, Refusal
+from kvorum.core.limits import ENTRY_BYTES_MAX
 from kvorum.core.operations import APPLIED
 
 PREFIX = b"\x01" * 8 + b"\x02" * 8
@@ -117,6 +118,20 @@ def test_propose_on_leader_appends_in_order_and_answers_on_apply():
     apply(subject, host.appended, term=1, first=5)
 
     assert [[(5, APPLIED)], [(6, APPLIED)], [(7, APPLIED)]] == [w.told for w in waiters]
+
+
+def test_propose_of_an_entry_that_no_message_can_carry_is_refused_at_once():
+    """It is never appended: a leader would try to send it for ever. The largest that can be sent is taken."""
+    host, subject = build()
+    host.leader = 0
+    largest, larger = Waiter("largest"), Waiter("larger")
+    room = ENTRY_BYTES_MAX - TAG_BYTES - HEADER_BYTES
+    subject.propose(bytes(room), largest, host.now, host.now + DEADLINE_S)
+    subject.propose(bytes(room + 1), larger, host.now, host.now + DEADLINE_S)
+    subject.flush()
+
+    assert ErrorCode.TOO_LARGE == larger.code
+    assert [room + TAG_BYTES] == [len(payload) for payload in host.appended]
 
 
 def test_propose_beyond_room_waits_in_order():
