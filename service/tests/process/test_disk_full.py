@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.process.harness import Cluster, eventually
+from tests.process.harness import Cluster, Writers, eventually
 from tests.process.wire import get, set_key
 
 if TYPE_CHECKING:
@@ -137,6 +137,54 @@ async def still_looks(full: Node) -> None:
     assert reply.value == VALUE or reply.code == "STALE", f"{reply}"
     reply = await full.call(get(b"before00", "read_index"))
     assert (reply.code, "disk of this node is full" in str(reply)) == ("UNAVAILABLE", True), f"{reply}"
+
+
+async def test_full_node_stops_when_it_is_told_to(small_disks: Callable[..., Cluster]) -> None:
+    """SIGTERM ends a node whose store cannot flush, and one that waits at its start, both cleanly; nothing is lost."""
+    cluster = small_disks(STORE_MEETS_IT)
+    cluster.start()
+    await cluster.ready()
+    full = await in_role(cluster, "follower")
+    filler = fill(cluster.data_directory(cluster.nodes.index(full)))
+    wanted = await write(cluster, full, b"meanwhile", 20)
+    await eventually(lambda: _unready(full), "the full node says so", 10)
+    assert await asyncio.to_thread(full.stop, 20) == 0, full.last_words
+    full.start()
+    await eventually(lambda: _waits(full), "it says that it waits for space", 10)
+    assert await asyncio.to_thread(full.stop, 5) == 0, full.last_words
+
+    filler.unlink()
+    full.start()
+    await eventually(lambda: _ready(full), "the node is ready again", 20)
+    await cluster.holds(wanted)
+
+
+async def test_all_disks_full_stop_the_cluster_and_space_brings_it_back(small_disks: Callable[..., Cluster]) -> None:
+    """Writes are refused or of unknown outcome, no node ends, and with space the cluster serves as if nothing were."""
+    cluster = small_disks(STORE_MEETS_IT)
+    cluster.start()
+    await cluster.ready()
+    async with Writers(cluster.nodes, 3, b"before") as writers:
+        await writers.acknowledged(50)
+    wanted = writers.outcomes.acknowledged
+    fillers = [fill(cluster.data_directory(number)) for number in range(len(cluster.nodes))]
+    for count in range(60):
+        key = b"last%02d" % count
+        reply = await cluster.nodes[count % 3].call(set_key(key, VALUE), 15)
+        if not reply.ok:
+            assert reply.code in {"UNAVAILABLE", "TIMEOUT", "OVERLOADED"}, f"{reply}"
+            break
+        wanted[key] = VALUE
+    else:
+        pytest.fail("twelve megabytes fitted on full disks")
+    for node in cluster.nodes:
+        assert node.running, node.last_words
+
+    for filler in fillers:
+        filler.unlink()
+    await cluster.ready()
+    wanted |= await write(cluster, cluster.nodes[0], b"after", 3)
+    await cluster.holds(wanted)
 
 
 async def test_node_steps_aside_before_the_end_of_the_disk(small_disks: Callable[..., Cluster]) -> None:
