@@ -187,10 +187,14 @@ class CrashCampaign:
         self.cycles = cycles
         self.done: list[SeedReport] = []
         self.digests: set[int] = set()
+        self.unfinished = 0
+        """Parts of the work that the time did not suffice for."""
         self.flips = FlipReport()
         self.faults = FaultReport()
         self.kills: Counter[str] = Counter()
         self.failures: list[dict[str, Any]] = []
+        self.commit = commit()
+        """As it was at the beginning: whoever works on meanwhile does not change what was run."""
         self.started = time.monotonic()
 
     @property
@@ -246,6 +250,8 @@ class CrashCampaign:
             found.append(f"{len(self.failures)} failures")
         if len(self.digests) < IMAGES_MIN:
             found.append(f"only {len(self.digests)} of {IMAGES_MIN} distinct images: give it more seeds")
+        if self.unfinished:
+            found.append(f"{self.unfinished} parts were not finished in time: give it fewer seeds or more minutes")
         if self.kills["cycles"] < self.cycles:
             found.append(f"only {self.kills['cycles']} of {self.cycles} stores were killed")
         acts = self.acts
@@ -276,7 +282,7 @@ class CrashCampaign:
         """Everything the ledger wants to know."""
         return {
             "tool": "make crash",
-            "commit": commit(),
+            "commit": self.commit,
             "first_seed": self.first,
             "seeds": self.seeds,
             "images": len(self.digests),
@@ -295,8 +301,8 @@ class CrashCampaign:
         }
 
 
-def run(seeds: int, first: int, flips: int, faults: int, cycles: int, jobs: int) -> CrashCampaign:
-    """Everything, over so many processes."""
+def run(seeds: int, first: int, flips: int, faults: int, cycles: int, *, jobs: int, minutes: float) -> CrashCampaign:
+    """Everything, over so many processes, but no longer than so many minutes."""
     campaign = CrashCampaign(seeds, first, cycles)
     said = campaign.started
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
@@ -314,7 +320,7 @@ def run(seeds: int, first: int, flips: int, faults: int, cycles: int, jobs: int)
             takers[pool.apply_async(_flip, (seed,))] = partial(campaign.take_flips, seed)
         for seed in range(first, first + seeds):
             takers[pool.apply_async(examine, (seed,))] = campaign.take
-        while takers:
+        while takers and campaign.minutes < minutes:
             ready = [result for result in takers if result.ready()]
             for result in ready:
                 takers.pop(result)(result.get())
@@ -323,6 +329,7 @@ def run(seeds: int, first: int, flips: int, faults: int, cycles: int, jobs: int)
             if time.monotonic() - said > PROGRESS_S:
                 said = time.monotonic()
                 _say(campaign.progress())
+        campaign.unfinished = len(takers)
     return campaign
 
 
@@ -335,6 +342,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--faults", type=int, default=1, help="logs of which every system call fails once")
     parser.add_argument("--cycles", type=int, default=200, help="kills of a store")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--minutes", type=float, default=30.0, help="then it ends in any case")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--seed", type=int, help="only this seed, all its images")
     parser.add_argument("--image", type=int, help="only this image of the seed")
@@ -348,7 +356,9 @@ def main(arguments: list[str]) -> int:
         problems = examined.problems
         _say("\n".join(problems) or "nothing is wrong")
         return 1 if problems else 0
-    campaign = run(taken.seeds, taken.first, taken.flips, taken.faults, taken.cycles, taken.jobs)
+    campaign = run(
+        taken.seeds, taken.first, taken.flips, taken.faults, taken.cycles, jobs=taken.jobs, minutes=taken.minutes
+    )
     if taken.json is not None:
         taken.json.write_text(json.dumps(campaign.report(), indent=1) + "\n")
     _say("lives: " + ", ".join(f"{act} {count}" for act, count in campaign.acts.most_common()))
