@@ -47,6 +47,7 @@ ACCOUNTS: Final = 5
 BALANCE: Final = 1000
 BATCH_S: Final = 1.0
 ERRORS_KEPT: Final = 50
+SLOW_S: Final = 3.0
 GIVE_UP_S: Final = 180.0
 """The longest wait at the beginning and at the end for a cluster that answers."""
 
@@ -74,6 +75,8 @@ class Totals:
     audits: int = 0
     own: int = 0
     slowest_s: float = 0.0
+    slow: list[str] = field(default_factory=list)
+    """Calls that took more than a few seconds, as far as `ERRORS_KEPT`."""
     violations: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -150,7 +153,10 @@ class Writers:
                 totals.errors.append(f"{what} after {after:.2f} s: {type(problem).__name__}: {problem}")
             return "failed" if problem.outcome_known else "unknown", None
         totals.succeeded += 1
-        totals.slowest_s = max(totals.slowest_s, round(time.monotonic() - started, 3))
+        took = round(time.monotonic() - started, 3)
+        totals.slowest_s = max(totals.slowest_s, took)
+        if took > SLOW_S and len(totals.slow) < ERRORS_KEPT:
+            totals.slow.append(f"{what} took {took} s, until batch {self._batches}")
         return "ok", result
 
     # --- registers ----------------------------------------------------------------------------------------------------

@@ -136,8 +136,8 @@ class Writers:
         (self._artifacts / f"{self.name}.jsonl").write_text(output, encoding="utf-8")
         seen = history.read(output.splitlines())
         say(seen.summary)
-        for error in seen.final.get("errors", [])[:10]:
-            say(f"  {error}")
+        for line in (*seen.final.get("errors", [])[:10], *seen.final.get("slow", [])[:5]):
+            say(f"  {line}")
         seen.judge()
         return seen
 
