@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvorum_client.results import NodeStatus
 
 LEARNED_ENDPOINTS_MAX: Final = 16
-"""Endpoints taken over from leader hints; members come and go, so the list must not grow for ever."""
+"""Endpoints taken over from hints and member lists; members come and go, so the list must not grow for ever."""
 
 
 class LeaderTracker:
@@ -46,6 +46,8 @@ class LeaderTracker:
         self.pools: dict[str, NodePool] = {endpoint: make_pool(endpoint, False) for endpoint in self.configured}
         self.leader: str | None = None
         """Endpoint believed to lead; None if nothing is known."""
+        self._spares: tuple[str, ...] = ()
+        """Members that a node named last. Asked only when nobody else is left: their names may not resolve here."""
         self._believed_until = 0.0
         self._discovery: asyncio.Task[None] | None = None
         self._discover_after = 0.0
@@ -54,16 +56,23 @@ class LeaderTracker:
 
     def lead_by(self, endpoint: str) -> None:
         """Believe that an endpoint leads, perhaps one that was not configured."""
-        if endpoint not in self.pools:
-            learned = [known for known in self.pools if known not in self.configured]
-            if len(learned) >= LEARNED_ENDPOINTS_MAX:
-                return
-            try:
-                self.pools[endpoint] = self._make_pool(endpoint, True)
-            except ValueError:
-                return
+        if not self._learn(endpoint):
+            return
         self.leader = endpoint
         self._believed_until = asyncio.get_running_loop().time() + self._refresh_s
+
+    def _learn(self, endpoint: str) -> bool:
+        """Have a pool for an endpoint, perhaps a new one; False if there cannot be one."""
+        if endpoint in self.pools:
+            return True
+        learned = [known for known in self.pools if known not in self.configured]
+        if len(learned) >= LEARNED_ENDPOINTS_MAX:
+            return False
+        try:
+            self.pools[endpoint] = self._make_pool(endpoint, True)
+        except ValueError:
+            return False
+        return True
 
     def doubt(self, endpoint: str) -> None:
         """Stop believing that this endpoint leads; another one may already be believed."""
@@ -80,28 +89,40 @@ class LeaderTracker:
                 return self.pools[self.leader]
         fresh = [pool for endpoint, pool in self.pools.items() if endpoint not in avoid]
         candidates = fresh or list(self.pools.values())
-        rested = [pool for pool in candidates if pool.rest_s <= 0]
+        rested = [pool for pool in candidates if pool.rest_s <= 0] or self._take_spares()
         if rested:
             return self._random.choice(rested)
         return min(candidates, key=lambda pool: pool.rest_s)
 
+    def _take_spares(self) -> list[NodePool]:
+        """Take in the members that were named while somebody still answered."""
+        spares, self._spares = self._spares, ()
+        return [self.pools[spare] for spare in spares if spare not in self.pools and self._learn(spare)]
+
     async def _freshen(self) -> None:
         now = asyncio.get_running_loop().time()
         if len(self.pools) == 1:
+            # It may be a Service's name, so it is neither left for the leader nor asked who leads; but who else is
+            # there must be known before it falls silent.
             self.leader = next(iter(self.pools))
+            if now >= self._believed_until:
+                self._begin_discovery(now)
             return
         if self.leader is not None and self.pools[self.leader].rest_s > 0:
             self.leader = None
         if self.leader is not None and now < self._believed_until:
             return
+        self._begin_discovery(now)
+        if self._discovery is not None and self.leader is None:
+            await asyncio.wait((self._discovery,))
+
+    def _begin_discovery(self, now: float) -> None:
         if self._discovery is None and now >= self._discover_after:
             self._discover_after = now + self._discovery_interval_s
             # An old belief is renewed while other calls still follow it.
             self._believed_until = now + self._refresh_s
             self._discovery = asyncio.create_task(self._discover(), name="kvorum client leader discovery")
             self._discovery.add_done_callback(self._discovered)
-        if self._discovery is not None and self.leader is None:
-            await asyncio.wait((self._discovery,))
 
     def _discovered(self, task: asyncio.Task[None]) -> None:
         self._discovery = None
@@ -121,6 +142,8 @@ class LeaderTracker:
                 if status is None:
                     continue
                 answers += 1
+                if status.members:
+                    self._spares = tuple(member.kv_endpoint for member in status.members)[:LEARNED_ENDPOINTS_MAX]
                 leads = status.role == "leader"
                 named = status.endpoint if leads else status.leader_endpoint
                 if named and (status.term, leads) > best and not self._rests(named):
@@ -132,7 +155,7 @@ class LeaderTracker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if leader is not None:
+        if leader is not None and len(self.pools) > 1:
             self.lead_by(leader)
 
     def _rests(self, endpoint: str) -> bool:

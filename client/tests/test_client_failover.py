@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+import kvorum_idl
 from kvorum_client import (
     ClientClosedError,
     InvalidRequestError,
@@ -94,6 +95,26 @@ async def test_set_hint_outside_the_configured_endpoints_is_followed(nodes, stat
         await client.set(b"k", b"v")
 
     assert [0, 0, 1] == [node.count("setKey") for node in nodes]
+
+
+async def test_set_only_configured_node_gone_goes_to_the_members_it_had_named(nodes, status_of):
+    """A client that was given one endpoint leaves it when it is gone: it has asked who else is there."""
+    members = [
+        kvorum_idl.MemberInfo(node_id=number, kv_endpoint=node.endpoint, voter=True)
+        for number, node in enumerate(nodes)
+    ]
+    nodes[0].on("getStatus", status_of(0, nodes[0].endpoint) | {"members": members})
+    async with KvorumClient([nodes[0].endpoint], timeout_s=3.0, random=Random(1)) as client:
+        await client.set(b"k", b"v")
+        async with asyncio.timeout(3):
+            while client._caller.nodes._spares == ():
+                await asyncio.sleep(0)
+        assert [1, 0, 0] == [node.count("setKey") for node in nodes], "the others are asked only in need"
+        await nodes[0].stop()
+
+        await client.set(b"k", b"v")
+
+    assert sum(node.count("setKey") for node in nodes[1:]) == 1
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "OVERLOADED", "NETWORK", "CORRUPTION"])
