@@ -185,7 +185,9 @@ class Peering:
         self._gone: deque[tuple[NodeId, Incarnation]] = deque(maxlen=GONE_MAX)
         self._parting: dict[NodeId, tuple[str, float]] = {}
         """Members that were removed a moment ago: they should hear of it."""
-        self._peers: dict[NodeId, str] | None = None
+        self._peers = {member.node_id: member.peer_endpoint for member in self.birth.expected.members}
+        """Whom the links were told to reach: at first those that were expected when the links were made."""
+        self._peers.pop(host.node_id, None)
 
     # --- birth ---
 
@@ -504,14 +506,9 @@ class Peering:
             peers |= {member.node_id: member.peer_endpoint for member in configuration.members}
         peers.pop(host.node_id, None)
         if peers != self._peers:
-            if self._peers is not None or peers != self._file_peers():
-                self._links.set_peers(peers)
+            self._links.set_peers(peers)
             self._peers = peers
             host.contacts.keep([*peers, *host.contacts.greetings])
-
-    def _file_peers(self) -> dict[NodeId, str]:
-        members = self.birth.expected.members
-        return {member.node_id: member.peer_endpoint for member in members if member.node_id != self._host.node_id}
 
     def _send_members(self, peer: NodeId) -> None:
         host = self._host

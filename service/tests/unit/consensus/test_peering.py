@@ -8,7 +8,9 @@ import random
 import pytest
 import structlog
 
+from kvorum.consensus.founding import PodBirth
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
+from kvorum.consensus.peering import Peering
 from kvorum.core.cluster import Configuration, Member
 from kvorum.core.ports import Greeting
 from kvorum.statemachine.executor import KvStoreExecutor
@@ -68,3 +70,26 @@ def test_caller_with_the_own_node_id_is_refused(subject: ConsensusManager):
 def test_caller_of_the_own_cluster_is_admitted_from_a_seat_not_known_yet(subject: ConsensusManager):
     """A member that this node's log does not show yet may lead, and have what this node needs to see it."""
     assert subject.peering.admit(greeting(subject, 1, subject.cluster_id)) is None
+
+
+class Links:
+    """Peer links that only remember whom they are to reach."""
+
+    def __init__(self):
+        self.told = []
+
+    def set_peers(self, peers):
+        self.told.append(peers)
+
+
+def test_pods_that_are_expected_before_the_first_tick_are_linked(subject: ConsensusManager):
+    """How many pods are wanted may be known at once; the links, which were made without them, must still hear of it."""
+    links, pods = Links(), [Member(node_id, f"n{node_id}:9090", f"n{node_id}.:7090") for node_id in range(3)]
+    birth = PodBirth(pods[0], 7, b"set", None)
+    peering = Peering(subject, links, 7, structlog.get_logger(), birth=birth, joining=True)
+
+    birth.expect(pods, 0, 3)
+    peering.tick(0.0)
+    peering.tick(0.1)
+
+    assert [{1, 2}] == [set(peers) & {1, 2} for peers in links.told]
