@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tests.process.harness import Cluster
 
+FAILURES = ("kvorum_raft_heartbeat_send_failures_total", "kvorum_peer_dial_failures_total")
 PAGE = Path(__file__).resolve().parents[3] / "docs/operations/metrics.md"
 
 
@@ -56,18 +57,17 @@ async def test_metrics_of_a_cluster_tell_what_happened(make_cluster: Callable[..
     victim = cluster.nodes.index(killed)
     killed.kill()
     leader = await cluster.ready()
+    figures: dict[str, float] = {}
 
     async def noticed() -> bool:
-        figures = await asyncio.to_thread(leader.metrics)
-        return figures["kvorum_raft_voters_reachable"] == 2
+        figures.update(await asyncio.to_thread(leader.metrics))
+        failures = [figures[f'{name}{{peer="{victim}"}}'] for name in FAILURES]
+        return figures["kvorum_raft_voters_reachable"] == 2 and all(failures)
 
-    await eventually(noticed, "the leader misses one voter", 15)
-    figures = await asyncio.to_thread(leader.metrics)
+    await eventually(noticed, "the leader misses one voter", 20)
 
-    assert figures['kvorum_raft_elections_total{result="won"}'] == 1
+    assert figures['kvorum_raft_elections_total{result="won"}'] >= 1
     assert figures["kvorum_raft_quorum_size"] == 2
-    assert figures[f'kvorum_raft_heartbeat_send_failures_total{{peer="{victim}"}}'] > 0
-    assert figures[f'kvorum_peer_dial_failures_total{{peer="{victim}"}}'] > 0
     assert figures[f'kvorum_peer_link_up{{peer="{victim}"}}'] == 0
     assert figures["kvorum_raft_commit_duration_seconds_count"] > 0
     assert figures['kvorum_health_check{name="leader",type="readyz"}'] == 1

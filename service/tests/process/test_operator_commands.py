@@ -122,7 +122,7 @@ def test_operator_adds_removes_and_replaces_members(cluster: LocalCluster) -> No
     cluster.nodes.pop().stop()
     for operation in ("add", "promote", "remove"):
         sample = f'kvorum_raft_membership_changes_total{{op="{operation}",result="done"}}'
-        assert counted(cluster, sample) == 1, operation
+        assert counted(cluster, sample) >= 1, operation
 
     leader = done("leader", "show", "-e", endpoints)["leader_id"]
     lost = cluster.nodes[(leader + 1) % 3]

@@ -224,7 +224,7 @@ async def test_prometheus_fills_every_panel_and_sees_the_leader_change(
             return not missing
 
         with contextlib.suppress(AssertionError):
-            await eventually(filled, "every panel shows something", 30, 0.5)
+            await eventually(filled, "every panel shows something", 40, 0.5)
         assert missing == []
     stop.set()
     await using
