@@ -91,6 +91,11 @@ class Host(Protocol):
 
     removed: bool
 
+    @property
+    def complete(self) -> bool:
+        """The birth of the cluster is over."""
+        ...
+
     def contact_age_s(self) -> float:
         """Seconds since the last contact with a leader."""
         ...
@@ -299,7 +304,9 @@ class Peering:
         """Why an empty directory may not come in a seat whose holder is there: it would break that one's links."""
         host = self._host
         age = host.contacts.seat_age_s(greeting.node_id, host.clock())
-        if self._holds_seat(greeting.node_id, greeting.incarnation) or age is None:
+        if host.members.member(greeting.node_id) is None or age is None:
+            return None
+        if self._holds_seat(greeting.node_id, greeting.incarnation):
             return None
         if age >= 2 * host.settings.timings.election_timeout_s:
             return None
@@ -496,7 +503,7 @@ class Peering:
         if self._links is None or host.removed:
             return
         configurations = [host.members]
-        if host.machine is None or self.joining:
+        if host.machine is None or self.joining or not host.complete:
             configurations.append(self.birth.expected)
         if self.learned is not None:
             configurations.append(self.learned.configuration)

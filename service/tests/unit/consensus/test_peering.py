@@ -93,3 +93,10 @@ def test_pods_that_are_expected_before_the_first_tick_are_linked(subject: Consen
     peering.tick(0.1)
 
     assert [{1, 2}] == [set(peers) & {1, 2} for peers in links.told]
+
+
+def test_empty_caller_without_a_seat_is_admitted_though_it_was_heard_a_moment_ago(subject: ConsensusManager):
+    """At a birth of pods it was expected, and heard, before the first configuration left it out."""
+    subject.contacts.heard_seat(1, subject.clock())
+
+    assert subject.peering.admit(greeting(subject, 1, bytes(16))) is None
