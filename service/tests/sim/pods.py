@@ -11,12 +11,25 @@ import structlog
 from kvorum.app.scaling import Scaler
 from kvorum.config.pod import Pod
 from kvorum.config.settings import Discovery, Settings
+from kvorum.consensus.founding import PodBirth
+from kvorum.core.cluster import Configuration
 from kvorum.discovery.kubernetes_api import Failure, Reason, Record, SliceOutcome
 from kvorum.discovery.scaling import Gone, Intent
-from kvorum_sim.world import World, seat
+from kvorum_sim.world import World, _Genesis, seat
 
 GRACE_S = 120.0
 """As in the chart: then a pod is killed."""
+
+
+class PodWorld(World):
+    """Nodes that know nobody but themselves until their scaler has read who is wanted."""
+
+    def __init__(self, seed, *, nodes):
+        super().__init__(seed, nodes=nodes, pods=True)
+        self._files = {node_id: Configuration.of([seat(node_id)]) for node_id in range(nodes)}
+
+    def _birth(self, node_id):
+        return PodBirth(seat(node_id), self.disk(node_id).incarnation, b"simulated set...", _Genesis(self))
 
 
 class SimulatedPod(Pod):
@@ -74,7 +87,7 @@ class StatefulSet:
     """Starts pods that are wanted and stops those that are not, all at once; a pod's volume outlives it."""
 
     def __init__(self, seed, *, nodes, replicas, **discovery):
-        self.world = World(seed, nodes=nodes, pods=True)
+        self.world = PodWorld(seed, nodes=nodes)
         self.discovery = Discovery(
             method="kubernetes", genesis_config_map="record", leader_endpoint_slice="leader", **discovery
         )
