@@ -265,6 +265,8 @@ def _part(s: Situation, stopping_s: float) -> Decision:
         return Stop(ScaleState.HIBERNATING, "scaled to 0: every seat stays, for the cluster to come back as it was")
     if intent.wants(s.own):
         return Stop(ScaleState.STEADY, f"a restart: ordinal {s.own} is wanted")
+    if not s.leads and not any(intent.wants(other.node_id) for other in s.seats):
+        return Wait(ScaleState.LEAVING, "none of the wanted pods is a member yet: somebody has to hand the data on")
     if not s.leads:
         return Leave(ScaleState.LEAVING, f"scaled to {intent.replicas}: ordinal {s.own} is not wanted any more")
     heir = next(

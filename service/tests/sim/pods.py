@@ -15,10 +15,27 @@ from kvorum.consensus.founding import PodBirth
 from kvorum.core.cluster import Configuration
 from kvorum.discovery.kubernetes_api import Failure, Reason, Record, SliceOutcome
 from kvorum.discovery.scaling import Gone, Intent
-from kvorum_sim.world import World, _Genesis, seat
+from kvorum_sim.world import World, seat
 
 GRACE_S = 120.0
 """As in the chart: then a pod is killed."""
+
+
+class SimulatedGenesis:
+    """The record of the birth, as one pod reaches it."""
+
+    def __init__(self, world, node_id):
+        self._world = world
+        self._node_id = node_id
+
+    def claim(self, cluster_id, decided):
+        world, process = self._world, self._world.process(self._node_id)
+
+        def write():
+            world.record = world.record or cluster_id
+            process.loop.call_later(world.chance.uniform(0, 0.1), decided, world.record)
+
+        world.loop.call_later(world.chance.uniform(0, 0.1), write)
 
 
 class PodWorld(World):
@@ -29,7 +46,9 @@ class PodWorld(World):
         self._files = {node_id: Configuration.of([seat(node_id)]) for node_id in range(nodes)}
 
     def _birth(self, node_id):
-        return PodBirth(seat(node_id), self.disk(node_id).incarnation, b"simulated set...", _Genesis(self))
+        return PodBirth(
+            seat(node_id), self.disk(node_id).incarnation, b"simulated set...", SimulatedGenesis(self, node_id)
+        )
 
 
 class SimulatedPod(Pod):

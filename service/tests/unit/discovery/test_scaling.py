@@ -81,6 +81,7 @@ TABLE = [
     ("with auto_leave off a surplus pod only stops", replace(LEAVER, auto_leave=False), Stop),
     ("a mounted file lets nobody leave", replace(LEAVER, intent=Intent(1, binding=False)), Stop),
     ("a learner leaves as well", replace(LEAVER, seats=(*voters(0, 1), Seat(2, voter=False))), Leave),
+    ("nobody leaves while no wanted pod is a member", replace(LEAVER, intent=Intent(3, first_ordinal=3)), Wait),
     ("a leaver asks though it knows no leader", replace(LEAVER, leader_known=False), Leave),
     ("a surplus leader hands over and leaves", replace(LEAVER, leads=True), Leave),
     (
@@ -399,6 +400,7 @@ def test_no_situation_leads_to_harm(s) -> None:
         assert s.intent_age_s <= s.stopping_s
         assert s.seat(s.own) is not None
         assert s.leads == (decision.hand_to is not None)
+        assert any(s.intent.wants(seat.node_id) for seat in s.seats)
         assert decision.hand_to is None or s.intent.wants(decision.hand_to)
     if isinstance(decision, Remove):
         seat = s.seat(decision.node_id)
