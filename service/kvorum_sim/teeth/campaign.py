@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from kvorum_sim.teeth.mutation import Bug
 
-LAYER_S: Final = {"transcripts": 5.0, "cores": 6.0, "stories": 14.0, "tests": 30.0}
+LAYER_S: Final = {"transcripts": 5.0, "cores": 6.0, "stories": 60.0, "tests": 60.0}
 """Processor seconds of one bug in each layer; a piece of work that was begun is finished."""
 
 ALSO_S: Final = {"transcripts": 5.0, "cores": 3.0, "stories": 4.0, "tests": 0.0}

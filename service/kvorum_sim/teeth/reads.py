@@ -80,6 +80,7 @@ BUGS: Final = (
                 ("[w for w in waiting if w.confirm] if unconfirmed else waiting", "[]"),
             ),
         ),
+        kinds=("pause",),
     ),
     Bug(
         "waiting reads dropped",

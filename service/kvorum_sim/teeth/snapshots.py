@@ -142,7 +142,7 @@ BUGS: Final = (
                 ),
             ),
         ),
-        kinds=("lost disk",),
+        kinds=("power cut",),
     ),
     Bug(
         "snapshot not verified",
