@@ -45,6 +45,12 @@ def objects(*values: str) -> dict[tuple[str, str], dict]:
     return {(document["kind"], document["metadata"]["name"]): document for document in documents}
 
 
+def configuration(*values: str) -> str:
+    """The file kvorum.toml as the pods will see it."""
+    pod = objects(*values)["StatefulSet", "kvorum"]["spec"]["template"]
+    return pod["metadata"]["annotations"]["kvorum.io/config"]
+
+
 def refusal(*values: str) -> str:
     sets = [word for value in values for word in ("--set", value)]
     result = helm("template", "kvorum", str(CHART), *sets)
@@ -157,13 +163,12 @@ def test_chart_value_without_description_is_found():
 
 @needs_helm
 def test_chart_pod_template_does_not_depend_on_the_number_of_pods():
-    """One and five pods: the StatefulSet differs in `replicas` alone, and the pods' configuration not at all."""
+    """One and five pods: the StatefulSet, configuration included, differs in `replicas` alone."""
     one, five = (template(f"replicaCount={count}", *EVERYTHING, only="statefulset.yaml") for count in (1, 5))
 
     assert one != five
     assert one.replace("  replicas: 1\n", "  replicas: 5\n", 1) == five
-    name = ("ConfigMap", "kvorum")
-    assert objects("replicaCount=1")[name] == objects("replicaCount=5")[name]
+    assert "kvorum.io/config: |" in one
 
 
 @needs_helm
@@ -181,7 +186,7 @@ def test_chart_configuration_is_one_that_kvorum_takes(tmp_path):
     """The rendered file is read by `kvorum check-config` in a pod's environment without a single warning."""
     file = tmp_path / "kvorum.toml"
     values = ("config.rocksdb.block_cache_size_mb=512", "config.discovery.drain_seconds=1", "reads.maxStalenessMs=900")
-    text = objects(*EVERYTHING, *values)["ConfigMap", "kvorum"]["data"]["kvorum.toml"]
+    text = configuration(*EVERYTHING, *values)
     file.write_text(text)
     read = tomllib.loads(text)
 
@@ -207,15 +212,15 @@ def test_chart_configuration_is_one_that_kvorum_takes(tmp_path):
 
 
 @needs_helm
-def test_chart_a_changed_configuration_rolls_the_pods():
-    """The checksum on the pods follows kvorum.toml."""
+def test_chart_configuration_belongs_to_the_revision_of_the_pods():
+    """A pod that restarts in the middle of a rollout must not meet the configuration of the revision after its own."""
+    pod = objects()["StatefulSet", "kvorum"]["spec"]["template"]
+    (volume,) = (volume for volume in pod["spec"]["volumes"] if volume["name"] == "config")
 
-    def checksum(*values: str) -> str:
-        pod = objects(*values)["StatefulSet", "kvorum"]["spec"]["template"]
-        return pod["metadata"]["annotations"]["kvorum/config-checksum"]
-
-    assert checksum() == checksum("scaling.mode=values", "replicaCount=7")
-    assert checksum() != checksum("reads.consistencyLevel=local")
+    assert configuration("scaling.mode=values", "replicaCount=7") == configuration()
+    assert configuration("reads.consistencyLevel=local") != configuration()
+    (item,) = volume["downwardAPI"]["items"]
+    assert item == {"path": "kvorum.toml", "fieldRef": {"fieldPath": "metadata.annotations['kvorum.io/config']"}}
 
 
 @needs_helm
@@ -249,7 +254,11 @@ def test_chart_pods_meet_the_restricted_standard(kind, name):
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert not any("hostPort" in port for port in container.get("ports", []))
-    assert {next(iter(set(volume) - {"name"})) for volume in spec.get("volumes", [])} <= {"configMap", "emptyDir"}
+    assert {next(iter(set(volume) - {"name"})) for volume in spec.get("volumes", [])} <= {
+        "configMap",
+        "downwardAPI",
+        "emptyDir",
+    }
 
 
 @needs_helm
@@ -306,7 +315,7 @@ def test_chart_without_the_api_has_no_rights_and_no_token():
 
     assert not [kind for kind, _ in found if kind.startswith("Role")]
     assert found["StatefulSet", "kvorum"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
-    assert tomllib.loads(found["ConfigMap", "kvorum"]["data"]["kvorum.toml"])["discovery"]["api"] is False
+    assert tomllib.loads(configuration("scaling.useApi=false"))["discovery"]["api"] is False
 
 
 @needs_helm
@@ -385,3 +394,67 @@ def test_chart_extra_objects_are_rendered():
     )
 
     assert ("ConfigMap", "kvorum-own") in found
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("replicaCount=4", "4 pods tolerate no more failures than 3"),
+        ("replicaCount=1", "one pod tolerates no failure"),
+        ("storage.enabled=false", "a pod that is replaced has lost its data"),
+        ("podDisruptionBudget.enabled=false", "draining nodes may take a majority at once"),
+        ("resources.limits=null", "without a memory limit"),
+        ("terminationGracePeriodSeconds=30", "Use 120 or more"),
+        ("scaling.useApi=false", "kvorum member remove ORDINAL"),
+        ("networkPolicy.enabled=false", "changes members without asking who"),
+        ("metrics.podMonitor.enabled=true", "networkPolicy.httpFrom"),
+        ("diagnosticMode=true", "diagnosticMode is on"),
+    ],
+)
+def test_chart_notes_warn(value, said, tmp_path):
+    """What is allowed and risky is said after the installation; the defaults warn of nothing."""
+
+    def notes(*sets: str) -> str:
+        result = helm(
+            "install", "kvorum", str(CHART), "--dry-run=client", "--kubeconfig", str(tmp_path / "none"), *sets
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.partition("NOTES:")[2]
+
+    assert said in notes("--set", value)
+    assert "WARNING" not in notes()
+    assert "NOTE:" not in notes()
+
+
+@needs_helm
+def test_chart_alerts_and_dashboard_are_those_of_the_files():
+    """Every alert of the file is in the PrometheusRule, less those left out; the dashboard is the file."""
+    rules = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+    expected = {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+    found = objects(
+        "metrics.prometheusRule.enabled=true",
+        "metrics.prometheusRule.disabled[0]=KvorumRpcSlow",
+        "metrics.prometheusRule.labels.release=prometheus",
+        "metrics.prometheusRule.extra[0].alert=Mine",
+        "metrics.dashboard.enabled=true",
+    )
+
+    rule = found["PrometheusRule", "kvorum"]
+    alerts = {rule["alert"] for group in rule["spec"]["groups"] for rule in group["rules"] if "alert" in rule}
+    assert alerts == expected - {"KvorumRpcSlow"} | {"Mine"}
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    dashboard = found["ConfigMap", "kvorum-dashboard"]
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(dashboard["data"]["kvorum.json"]) == json.loads((CHART / "files" / "dashboard.json").read_text())
+
+
+def test_image_holds_the_versions_that_were_tested():
+    """Each version of the image's lock is the one of the development lock."""
+    pins = [
+        {line for line in (ROOT / ".ci" / name).read_text().splitlines() if re.match(r"[a-z]", line)}
+        for name in ("requirements.lock", "requirements-dev.lock")
+    ]
+
+    assert len(pins[0]) > 30
+    assert pins[0] <= pins[1], "run make lock"

@@ -79,7 +79,12 @@ def _print_table(answers: Mapping[str, NodeStatus | KvorumError], leader: NodeSt
     for problem in problems:
         terminal.print(problem, markup=False)
     if leader is None:
-        terminal.print("[red]no leader[/red]")
+        statuses = [status for status in answers.values() if isinstance(status, NodeStatus)]
+        named = {status.leader_id: status.leader_endpoint for status in statuses if status.leader_id is not None}
+        for node_id, leader_endpoint in named.items():
+            terminal.print(f"none of these leads; node {node_id} at {leader_endpoint} is said to", markup=False)
+        if not named:
+            terminal.print("[red]no leader[/red]")
 
 
 def _duration(seconds: int) -> str:

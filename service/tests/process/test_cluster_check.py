@@ -48,6 +48,17 @@ async def test_check_finds_every_voter_through_one_endpoint_and_leaves_nothing(c
         assert await client.get_range(b"kvorum-check/", b"kvorum-check0") == []
 
 
+def test_status_of_a_follower_names_the_leader_that_was_not_asked(cluster):
+    """Inside a pod only the own node is asked; that it does not lead is no sign that nobody does."""
+    shown = []
+    for endpoint in cluster.endpoints:
+        command = [sys.executable, "-m", "kvorum", "status", "-e", endpoint]
+        shown.append(subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout)
+
+    assert ["none of these leads; node" in text for text in shown].count(True) == 2
+    assert not any("no leader" in text for text in shown)
+
+
 def test_check_with_a_node_down_fails_and_names_it(cluster):
     """Though a majority serves, a voter that does not answer is a failure, seen from itself and from the others."""
     cluster.nodes[2].kill()
