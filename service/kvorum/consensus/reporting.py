@@ -72,7 +72,11 @@ class Reporting:
     @property
     def may_serve(self) -> bool:
         """This node leads, its no-op has committed, and it shows it."""
-        return self.is_leader and self.machine is not None and self.machine.may_serve
+        machine = self.machine
+        if machine is None or not self.is_leader or not machine.may_serve:
+            return False
+        # Safety: right after a restart the state is that of the last flush, and the log is applied in slices.
+        return self._state.applied_index >= machine.term_start
 
     @property
     def applied_index(self) -> Index:

@@ -330,6 +330,11 @@ class Machine(Protocol):
         """True on a leader whose no-op of this term has committed: it knows the commit index of its predecessors."""
         ...
 
+    @property
+    def term_start(self) -> Index:
+        """Index of a leader's no-op; what it shows is of its predecessors' time until that is applied."""
+        ...
+
     def statistics(self) -> dict[str, Any]:
         """Numbers for metrics and status; never changes anything."""
         ...

@@ -10,7 +10,9 @@ import structlog
 
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
 from kvorum.core.cluster import Configuration, Member
+from kvorum.core.codec import encode_operation
 from kvorum.core.entries import Entry, EntryKind
+from kvorum.core.operations import AtomicCommit, Mutation, MutationKind
 from kvorum.core.snapshot import Manifest
 from kvorum.statemachine.executor import KvStoreExecutor
 from kvorum.statemachine.layout import STATE_KEY, pack_state
@@ -77,6 +79,34 @@ def test_time_goes_on_where_every_turn_of_the_loop_is_slow():
         loop.turn()
 
     assert subject.may_serve
+
+
+def test_node_serves_nothing_before_it_shows_what_its_log_held_at_the_start():
+    """A restarted leader whose no-op commits at once still has a log to apply: until then its state is an old one."""
+    loop = SlowLoop(0.02)
+    log = MemoryLog(loop.call_later)
+    former = build(loop, log)
+    former.start()
+    body = encode_operation(AtomicCommit(0, (Mutation(MutationKind.SET, b"", b"key", b"value"),)))
+    for _ in range(20):
+        loop.turn()
+        for _ in range(300):
+            former.propose(body, Waiter(), loop.now, loop.now + 10)
+    for _ in range(200):
+        loop.turn()
+    held = former.applied_index
+    loop.booked.clear()
+    subject = build(loop, log.crash(loop.call_later))
+    subject.start()
+    seen = []
+    for _ in range(400):
+        loop.turn()
+        seen.append((subject.is_leader, subject.may_serve, subject.applied_index >= held))
+
+    assert (True, False, False) in seen, "it led while it still applied: only then does this test see anything"
+    assert [moment for moment in seen if moment[1] and not moment[2]] == []
+    assert subject.may_serve
+    assert subject.alone
 
 
 def test_each_process_numbers_what_it_asks_peers_from_a_place_of_its_own():
