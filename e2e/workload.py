@@ -52,7 +52,7 @@ GIVE_UP_S: Final = 180.0
 """The longest wait at the beginning and at the end for a cluster that answers."""
 
 LEVELS: Final = ("read_index", "leader")
-"""Only linearizable levels: what a local read may see is another matter."""
+"""What a local read may see is another matter; a leader read may lag a little, and the judge knows it."""
 
 _ROUND: Final = 1e6
 
@@ -175,15 +175,18 @@ class Writers:
             await self._record(number, key, "delete", None, client.delete(self._key(key)))
         else:
             level = self._chance.choice(LEVELS)
-            await self._record(number, key, "get", None, client.get(self._key(key), consistency=level))
+            work = client.get(self._key(key), consistency=level)
+            await self._record(number, key, "get", None, work, level)
 
-    async def _record(self, number: int, key: str, kind: str, argument: str | None, work: Awaitable[Any]) -> str:
+    async def _record(
+        self, number: int, key: str, kind: str, argument: str | None, work: Awaitable[Any], level: str = ""
+    ) -> str:
         """Await an operation of a register and note what its client saw."""
         invoked = round(time.monotonic() * _ROUND)
         outcome, result = await self._call(f"{kind} {key}", work)
         returned = None if outcome == "unknown" else round(time.monotonic() * _ROUND)
         seen = result.decode() if isinstance(result, bytes) else None
-        self._operations.append([number, key, kind, argument, seen, invoked, returned, outcome])
+        self._operations.append([number, key, kind, argument, seen, invoked, returned, outcome, level])
         return outcome
 
     async def _write_own(self, number: int, client: KvorumClient) -> None:
@@ -257,7 +260,8 @@ class Writers:
         await self._audit(client)
         for number in range(REGISTER_KEYS):
             key = f"register/{number}"
-            await self._record(-1, key, "get", None, client.get(self._key(key), consistency="read_index"))
+            work = client.get(self._key(key), consistency="read_index")
+            await self._record(-1, key, "get", None, work, "read_index")
 
     async def _judge_counter(self, client: KvorumClient) -> None:
         value = int(await client.get(self._key("counter"), consistency="read_index") or b"0")

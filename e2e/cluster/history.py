@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 _KINDS: Final = frozenset((Kind.GET, Kind.SET, Kind.DELETE))
 _OUTCOMES: Final = frozenset((Outcome.OK, Outcome.FAILED, Outcome.UNKNOWN))
 
+LEADER_LAG_US: Final = 3_000_000
+"""A leader that was deposed without knowing it may answer reads of that level until it has missed its quorum for an
+election timeout, 1 s by default: such a read is judged as if it had begun this much earlier."""
+
 
 @dataclass
 class History:
@@ -80,7 +84,9 @@ def read(lines: Iterable[str]) -> History:
 
 
 def _operation(fields: list[Any]) -> Operation:
-    client, key, kind, argument, result, invoked, returned, outcome = fields
+    client, key, kind, argument, result, invoked, returned, outcome, level = fields
     assert kind in _KINDS, f"unknown kind of operation: {fields}"
     assert outcome in _OUTCOMES, f"unknown outcome: {fields}"
+    if level == "leader":
+        invoked -= LEADER_LAG_US
     return Operation(client, key, kind, argument, result, invoked, math.inf if returned is None else returned, outcome)
