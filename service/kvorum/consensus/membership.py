@@ -126,6 +126,8 @@ class _Job:
     text: str = ""
     handing_over: bool = False
     handed_over: bool = False
+    weighed_at: float | None = None
+    """When it was first looked at what it comes to."""
 
 
 class Membership:
@@ -332,6 +334,13 @@ class Membership:
         found = plan(machine.configuration, job.change, self._facts(machine, now), again=job.again)
         if found.following is None:
             return True, Outcome(found.ok, found.text, machine.configuration)
+        if not job.change.force and found.following.voters != machine.configuration.voters:
+            job.weighed_at = now if job.weighed_at is None else job.weighed_at
+            flaw = quorum_flaw(found.following, self._reachable(now, now - job.weighed_at))
+            if flaw is not None:
+                # Who was heard before may have died since; whoever lives is heard within a heartbeat.
+                expired = now >= job.deadline
+                return expired, Outcome(ok=False, text=flaw, configuration=host.members) if expired else None
         job.term, job.text = machine.term, found.text
         job.index = machine.last_index + 1
         host.propose_configuration(found.following)
@@ -418,11 +427,11 @@ class Membership:
         return None
 
     def _facts(self, machine: Machine, now: float) -> Facts:
-        return Facts(self._host.node_id, machine.last_index, machine.matches(), self._reachable(now))
+        return Facts(self._host.node_id, machine.last_index, machine.matches(), self._reachable(now, self._lost_s))
 
-    def _reachable(self, now: float) -> frozenset[NodeId]:
+    def _reachable(self, now: float, bound: float) -> frozenset[NodeId]:
+        """Members heard less than so many seconds ago, this node included."""
         host = self._host
-        bound = 2 * host.settings.timings.election_timeout_s
         ages = {m.node_id: host.contacts.seat_age_s(m.node_id, now) for m in host.members.members}
         return frozenset(peer for peer, age in ages.items() if age is not None and age < bound) | {host.node_id}
 
@@ -480,7 +489,7 @@ class Membership:
                     for m in configuration.members
                 )
             )
-            if not following.voters or quorum_flaw(following, self._reachable(now)) is not None:
+            if not following.voters or quorum_flaw(following, self._reachable(now, self._there_s)) is not None:
                 continue
             self._count(Action.REPLACE, ok=True)
             self._logger.warning(
@@ -497,11 +506,16 @@ class Membership:
         """A directory that was not heard for this long while another one answers in its place is gone."""
         return 2 * self._host.settings.timings.election_timeout_s
 
+    @property
+    def _there_s(self) -> float:
+        """Who was heard within this time counts for a change that nobody waits for: it is looked at again soon."""
+        return self._host.settings.timings.election_timeout_s
+
     def _promoted(self, machine: Machine, now: float) -> Configuration | None:
         """The first learner that has been caught up for a while becomes a voter."""
         matches, caught_up = machine.matches(), self._caught_up
         self._caught_up = {}
-        reachable = self._reachable(now)
+        reachable = self._reachable(now, self._there_s)
         for member in machine.configuration.members:
             node_id = member.node_id
             if member.voter or not member.incarnation or node_id not in reachable:

@@ -274,10 +274,15 @@ class Peering:
             return f"it belongs to cluster {theirs.hex()}, this node to {host.cluster_id.hex()}"
         seat = (peer, greeting.incarnation)
         if seat in self._gone or (not self._holds_seat(*seat) and self._is_current(peer)):
+            index, committed = self._committed
+            held = committed.member(peer)
+            if seat not in self._gone and held is not None and held.incarnation in (0, greeting.incarnation):
+                # Safety: the caller takes what follows below as proof, and this change may still be overwritten.
+                return f"incarnation {greeting.incarnation:016x} of node {peer} is being removed or replaced"
             return (
                 f"incarnation {greeting.incarnation:016x} of node {peer} holds no seat in this cluster: it was "
                 "removed or replaced; remove its data directory and let it join anew "
-                f"(configuration {self._committed[0]} of cluster {host.cluster_id.hex()})"
+                f"(configuration {index} of cluster {host.cluster_id.hex()})"
             )
         return None
 
@@ -479,6 +484,9 @@ class Peering:
                 self._gone.append((member.node_id, member.incarnation))
             if after is None and member.node_id != self._host.node_id:
                 self._parting[member.node_id] = (member.peer_endpoint, now + PARTING_S)
+        for member in configuration.members:
+            if (seat := (member.node_id, member.incarnation)) in self._gone:
+                self._gone.remove(seat)  # added again before it knew that it had been removed
         self._look_for_own_seat(index, configuration)
         for peer in self._host.contacts.greetings:
             self._send_members(peer)

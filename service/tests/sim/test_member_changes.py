@@ -216,3 +216,58 @@ def test_changes_that_would_stop_the_cluster_are_refused_unless_forced() -> None
         assert process.consensus.members.voters == tuple(sorted((leader.node_id, up)))
 
     world.run(story())
+
+
+async def three_voters(world: World) -> tuple[NodeId, NodeId, NodeId]:
+    """Start three nodes; the leader first, then the other two."""
+    for node_id in world.node_ids:
+        world.start(node_id)
+    await serving(world)
+    for node_id in world.node_ids:
+        await votes(world, node_id)
+    leader = world.leader()
+    assert leader is not None
+    one, other = (node_id for node_id in world.node_ids if node_id != leader.node_id)
+    return leader.node_id, one, other
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_removal_that_was_never_committed_takes_no_seat(seed: int) -> None:
+    """A node returns while its removal stands in one log only: it is refused there, but it is no removed one."""
+    world = World(seed)
+
+    async def story() -> None:
+        leader, back, away = await three_voters(world)
+        wanted = await written(world, leader, 5, b"a")
+        world.crash(back)
+        assert (await made(world, leader, Action.ADD, 3)).ok  # a configuration that the node has not seen
+        world.crash(away)
+        process = world.process(leader)
+        assert process is not None
+        process.consensus.membership.ask(Change(Action.REMOVE, back, force=True), 10.0, lambda _: None)
+        await world.until(lambda: process.consensus.members.member(back) is None, within_s=0.2, what="it is in force")
+        world.start(back)
+        await asyncio.sleep(1.0)
+        world.crash(leader)
+        world.start(away)
+        await serving(world)
+        await held(world, back, wanted)
+        await votes(world, back)
+
+    world.run(story())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_voter_that_died_a_moment_ago_does_not_count_for_a_removal(seed: int) -> None:
+    """Of three one has just died and another is to be removed: the two that would be left could commit nothing."""
+    world = World(seed)
+
+    async def story() -> None:
+        leader, dead, leaving = await three_voters(world)
+        world.crash(dead)
+        outcome = await made(world, leaving, Action.REMOVE, leaving)
+        assert not outcome.ok
+        assert "the cluster would stop" in outcome.text
+        assert len(await written(world, leader, 5, b"a")) == 5
+
+    world.run(story())

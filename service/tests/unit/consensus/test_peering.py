@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 import structlog
@@ -100,3 +101,28 @@ def test_empty_caller_without_a_seat_is_admitted_though_it_was_heard_a_moment_ag
     subject.contacts.heard_seat(1, subject.clock())
 
     assert subject.peering.admit(greeting(subject, 1, bytes(16))) is None
+
+
+class Committed:
+    """A machine of which only the newest committed configuration is asked."""
+
+    def __init__(self, index, configuration):
+        self.commit_index = index
+        self._found = (index, configuration)
+
+    def configuration_at(self, _index):
+        return self._found
+
+
+def test_directory_that_was_added_again_before_it_knew_of_its_removal_is_admitted(subject: ConsensusManager):
+    """Its seat names it once more; turned away for ever, it could never say that it has caught up."""
+    peering, own, back = subject.peering, Member(0, "node:9090", "", incarnation=1), Member(1, "b:9090", "b:7090")
+    back = replace(back, voter=False, incarnation=77)
+    for index, members in ((7, [own, back]), (8, [own])):
+        peering._look_at_committed(Committed(index, Configuration.of(members)), 0.0)
+    reason = peering.admit(greeting(subject, 1, subject.cluster_id))
+    assert reason.endswith(f"(configuration 8 of cluster {subject.cluster_id.hex()})")
+
+    peering._look_at_committed(Committed(9, Configuration.of([own, back])), 0.0)
+
+    assert peering.admit(greeting(subject, 1, subject.cluster_id)) is None
