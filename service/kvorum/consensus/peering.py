@@ -42,6 +42,9 @@ UNBORN_REPORT_S: Final = 0.1
 PARTING_S: Final = 5.0
 """A removed member keeps its link for this long, so that it hears of it."""
 
+FORSAKEN_S: Final = 10.0
+"""A directory that joins, and has heard no leader for this long, believes a peer that its seat is gone."""
+
 GONE_MAX: Final = 256
 REPORTS_MAX: Final = 256
 
@@ -294,9 +297,16 @@ class Peering:
         """
         host = self._host
         found = _NO_SEAT.search(reason)
-        if found is None or host.machine is None or self.joining or host.removed or host.cluster_id is None:
+        if found is None or host.machine is None or host.removed or host.cluster_id is None:
             return
-        if found[2] == host.cluster_id.hex() and int(found[1]) > self._seated_at:
+        known = self._seated_at
+        if self.joining:
+            # Which configuration gave the seat is not in the log yet, and the peer may be older than that. Who is
+            # wrong here gives up a seat like a lost disk: the leader gives it to the directory that comes next.
+            if host.contact_age_s() < FORSAKEN_S:
+                return
+            known = host.machine.last_index
+        if found[2] == host.cluster_id.hex() and int(found[1]) > known:
             self._logger.warning("a newer configuration has no seat for this node", told_by=peer, index=int(found[1]))
             self._part()
 

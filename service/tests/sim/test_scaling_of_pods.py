@@ -376,3 +376,32 @@ def test_pods_follow_whatever_is_asked_for_in_whatever_order(seed) -> None:
         await data_is_there(pods, wanted)
 
     pods.world.run(story())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pod_removed_before_its_log_showed_its_seat_joins_anew(seed) -> None:
+    """It was told of its seat, but got no entry; its volume comes back later and holds no seat, and it is taken in."""
+    pods = StatefulSet(seed, nodes=4, replicas=3)
+    world = pods.world
+
+    async def story():
+        wanted = await grown(pods)
+        await lead(pods, 0)
+        pods.scale(4)
+        before = world.disk(3).incarnation
+        seat = lambda: world.leader().consensus.members.member(3)  # noqa: E731
+        await world.until(lambda: seat() is not None and seat().incarnation == before, within_s=20, what="a seat")
+        world.cut(0, 3)  # the other members tell the pod of its seat, but the leader's entries do not arrive
+        await world.until(lambda: world.process(3).consensus.cluster_id is not None, within_s=20, what="it joins")
+        assert world.process(3).consensus.peering.joining
+        pods.kill(3)
+        pods.scale(3)
+        await pods.settled({0, 1, 2})
+        world.heal(0, 3)
+        pods.kept_down.clear()
+        pods.scale(4)
+        await pods.settled({0, 1, 2, 3})
+        assert world.disk(3).incarnation != before
+        await data_is_there(pods, wanted)
+
+    world.run(story())
