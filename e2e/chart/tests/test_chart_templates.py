@@ -110,6 +110,7 @@ def test_chart_bad_value_is_refused_by_name(value, named):
 def test_chart_values_that_contradict_each_other_are_refused():
     """What the schema cannot say is said in words."""
     assert "needs scaling.useApi=true" in refusal("leaderService.enabled=true", "scaling.useApi=false")
+    assert "needs scaling.useApi=true" in refusal("firstOrdinal=1", "scaling.useApi=false")
     both = ("metrics.serviceMonitor.enabled=true", "metrics.podMonitor.enabled=true")
     assert "choose one" in refusal(*both)
     missing = refusal("metrics.prometheusRule.enabled=true", "metrics.prometheusRule.disabled[0]=KvorumNoSuchAlert")

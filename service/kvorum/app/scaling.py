@@ -72,7 +72,10 @@ LEADERLESS_S: Final = 10.0
 """Without a leader for this long it is worth asking whether there can be one."""
 
 RECORDS_S: Final = 5.0
-"""How often a leader looks at its EndpointSlice; the genesis record it looks at until that holds an id."""
+"""How often a leader looks at its EndpointSlice, and at the genesis record until that holds an id."""
+
+RECORD_AGAIN_S: Final = 60.0
+"""How often it looks at the record that does: whoever replaces the ConfigMap as a whole empties it."""
 
 PODS_MAX: Final = 8
 """Pods that are asked for in one look; there are rarely more surplus members than that."""
@@ -144,7 +147,7 @@ class Scaler:
             if api is not None and self._settings.genesis_config_map is not None
             else None
         )
-        self._recorded = False
+        self._recorded_at = float("-inf")
         self._kept: tuple[Term, float] = (-1, 0.0)
 
     # --- life ---
@@ -252,6 +255,8 @@ class Scaler:
         if self._consensus.may_serve and isinstance(self._intent, Intent) and self._intent.replicas:
             intent = self._intent
             silent = [s.node_id for s in self._seen({}) if not intent.wants(s.node_id) and not s.reachable]
+            if isinstance(answer, Failure):
+                silent = []  # each further call would wait as long, and so would a pod that is told to stop
             for node_id in sorted(silent, reverse=True)[:PODS_MAX]:
                 said = await self._api.read_pod_absent(self._pod.name_of(node_id))
                 if isinstance(said, Failure):
@@ -316,10 +321,11 @@ class Scaler:
     def _knocking(self) -> frozenset[NodeId]:
         """Nodes without a cluster that talk to this one and hold no seat."""
         consensus = self._consensus
-        members = consensus.members
+        members, gone = consensus.members, consensus.peering.has_gone
         empty = {peer for peer, report in consensus.contacts.reports.items() if not report.has_data}
         empty |= {peer for peer, greeting in consensus.contacts.greetings.items() if not any(greeting.cluster_id)}
-        return frozenset(peer for peer in empty if peer != consensus.node_id and members.member(peer) is None)
+        empty.discard(consensus.node_id)
+        return frozenset(peer for peer in empty if members.member(peer) is None and not gone(peer))
 
     def _situation(self) -> Situation:
         consensus, now = self._consensus, self._clock()
@@ -440,23 +446,24 @@ class Scaler:
         if term == self._kept[0] and now - self._kept[1] < RECORDS_S:
             return
         self._kept = (term, now)
-        name, ip = self._settings.leader_endpoint_slice, self._pod.ip
+        name, ip, own = self._settings.leader_endpoint_slice, self._pod.ip, self._consensus.cluster_id
+        assert own is not None, "a leader has a cluster"
         if name is not None and ip is not None:
-            outcome = await api.write_leader_slice(name, LeaderAddress(term, ip, self._pod.client_port, self._pod.name))
+            address = LeaderAddress(term, ip, self._pod.client_port, self._pod.name, own)
+            outcome = await api.write_leader_slice(name, address)
             if isinstance(outcome, Failure):
                 self._complain(_SLICE, outcome)
             else:
                 self._complaints.pop(_SLICE, None)
             if outcome in (SliceOutcome.WRITTEN, SliceOutcome.FENCED):
                 self._logger.info("the leader's EndpointSlice", outcome=outcome, term=term)
-        own = self._consensus.cluster_id
-        if self._record is None or self._recorded or own is None:
+        if self._record is None or now - self._recorded_at < RECORD_AGAIN_S:
             return
         held = await self._record.settle(own)
         if isinstance(held, Failure):
             self._complain(_RECORD, held)
             return
-        self._recorded = True
+        self._recorded_at = now
         self._complaints.pop(_RECORD, None)
         if held != own:
             text = f"the genesis record names cluster {held.hex()}, but the pods hold cluster {own.hex()}"

@@ -310,6 +310,10 @@ class Peering:
             self._logger.warning("a newer configuration has no seat for this node", told_by=peer, index=int(found[1]))
             self._part()
 
+    def has_gone(self, peer: NodeId) -> bool:
+        """Whether the directory that a peer was last seen with was removed or replaced."""
+        return (peer, self._host.contacts.incarnations.get(peer, 0)) in self._gone
+
     def _part(self) -> None:
         self._host.leave()
         if self._links is not None:

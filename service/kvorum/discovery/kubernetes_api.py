@@ -36,6 +36,7 @@ BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 CLUSTER_ID_KEY: Final = "cluster_id"
 RECORDED_BY_KEY: Final = "recorded_by"
 TERM_ANNOTATION: Final = "kvorum.io/leader-term"
+CLUSTER_ANNOTATION: Final = "kvorum.io/cluster-id"
 COMPONENT: Final = "kvorum"
 
 _CLUSTER_ID_BYTES: Final = 16
@@ -91,6 +92,8 @@ class LeaderAddress:
     ip: str
     port: int
     pod: str
+    cluster_id: bytes
+    """Terms of another cluster, which stood here before, say nothing."""
 
 
 class SliceOutcome:
@@ -196,8 +199,7 @@ class KubernetesApi:
         def write(client: _Client) -> str:
             path = f"/apis/discovery.k8s.io/v1/namespaces/{self._namespace}/endpointslices/{name}"
             document = client.request("GET", path)
-            term = _term(document)
-            if term > address.term:
+            if _term(document, address.cluster_id) > address.term:
                 return SliceOutcome.FENCED
             wanted = _led_to(document, address, self._namespace)
             if wanted == document:
@@ -404,16 +406,20 @@ def _record(document: Mapping[str, Any]) -> Record:
     return Record(cluster_id, str(document["metadata"]["resourceVersion"]))
 
 
-def _term(document: Mapping[str, Any]) -> int:
-    """The term that wrote a slice; one nobody wrote, or scribbled on, counts as the first."""
-    spelt = str((document["metadata"].get("annotations") or {}).get(TERM_ANNOTATION, "0"))
+def _term(document: Mapping[str, Any], cluster_id: bytes) -> int:
+    """The term of this cluster that wrote a slice; one nobody wrote, or scribbled on, counts as the first."""
+    annotations = document["metadata"].get("annotations") or {}
+    if annotations.get(CLUSTER_ANNOTATION, cluster_id.hex()) != cluster_id.hex():
+        return 0
+    spelt = str(annotations.get(TERM_ANNOTATION, "0"))
     return int(spelt) if spelt.isascii() and spelt.isdigit() else 0
 
 
 def _led_to(document: Mapping[str, Any], address: LeaderAddress, namespace: str) -> dict[str, Any]:
     """The same slice, with this leader in it; it keeps its version, so that a write that crosses another one fails."""
     metadata = dict(document["metadata"])
-    metadata["annotations"] = {**(metadata.get("annotations") or {}), TERM_ANNOTATION: str(address.term)}
+    wrote = {TERM_ANNOTATION: str(address.term), CLUSTER_ANNOTATION: address.cluster_id.hex()}
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), **wrote}
     endpoint = {
         "addresses": [address.ip],
         "conditions": {"ready": True, "serving": True, "terminating": False},

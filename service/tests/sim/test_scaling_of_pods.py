@@ -10,7 +10,7 @@ import pytest
 from kvorum.consensus.changes import Action, Change
 from kvorum.discovery.scaling import ScaleState
 from tests.sim.pods import StatefulSet
-from tests.sim.test_member_changes import held, written
+from tests.sim.test_member_changes import held, made, written
 
 SEEDS = range(2)
 
@@ -351,6 +351,33 @@ def test_pods_that_may_not_ask_grow_by_a_mounted_file_and_never_leave(seed, tmp_
         scaler = pods.scalers[pods.world.leader().node_id]
         assert "kvorum member remove 2" in scaler.status()["reason"]
         assert [m.samples for m in scaler.metrics() if m.name == "kvorum_scale_surplus_members"] == [[({}, 1)]]
+
+    pods.world.run(story())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pods_that_may_not_ask_are_scaled_down_by_hand(seed, tmp_path) -> None:
+    """Number, members, pods, in this order: a pod that knows it is surplus does not come back when it is removed."""
+    file = tmp_path / "replicas"
+    file.write_text("3\n")
+    pods = StatefulSet(seed, nodes=3, replicas=3, api=False, replicas_file=str(file))
+
+    async def story():
+        wanted = await grown(pods)
+        file.write_text("1\n")
+        await pods.world.until(
+            lambda: {scaler.status()["desired_replicas"] for scaler in pods.scalers.values()} == {1},
+            within_s=20,
+            what="all have read it",
+        )
+        for ordinal in (2, 1):
+            assert (await made(pods.world, 0, Action.REMOVE, ordinal)).ok
+        await asyncio.sleep(30)
+        assert pods.members() == {0}
+        assert pods.failed == []
+        pods.scale(1)
+        await pods.world.until(lambda: pods.present == {0}, within_s=20, what="the others are gone")
+        await data_is_there(pods, wanted)
 
     pods.world.run(story())
 

@@ -31,6 +31,7 @@ from tests.unit.discovery.fake_api import (
     STATEFULSET,
     STATEFULSET_PATH,
     FakeApi,
+    pod_path,
 )
 
 PAGE = Path(__file__).resolve().parents[4] / "docs/operations/metrics.md"
@@ -45,7 +46,7 @@ class FakeConsensus:
         self.settings = SimpleNamespace(timings=SimpleNamespace(election_timeout_s=1.0))
         self.machine = SimpleNamespace(matches=dict, commit_index=7, change_refused=lambda: None)
         self.contacts = SimpleNamespace(reports={}, greetings={}, seat_age_s=lambda _peer, _now: 0.1)
-        self.peering = SimpleNamespace(birth=None)
+        self.peering = SimpleNamespace(birth=None, has_gone=lambda _peer: False)
         self.membership = self
         self.may_serve = False
         self.removed = False
@@ -167,6 +168,22 @@ async def test_scaler_says_once_why_a_change_is_not_made(make, server) -> None:
     assert [line["reason"] for line in lines if "was not made" in line["event"]] == ["no quorum"]
 
 
+async def test_scaler_takes_in_nobody_who_was_just_removed(make, server) -> None:
+    """Its link was made when it was empty, and stands for a moment longer: that is no wish to join."""
+    server.scale(4)
+    pod = make()
+    pod.consensus.peering.has_gone = lambda peer: peer == 3
+    pod.consensus.contacts.greetings[3] = SimpleNamespace(cluster_id=bytes(16))
+    pod.consensus.may_serve = True
+    await until(lambda: pod.scaler.status()["state"] == ScaleState.GROWING)
+    assert pod.consensus.changes == []
+    pod.consensus.peering.has_gone = lambda _peer: False
+    await until(lambda: pod.consensus.changes)
+    pod.consensus.may_serve = False
+
+    assert pod.consensus.changes[0] == ("add", 3)
+
+
 async def test_scaler_that_leads_writes_its_address_and_the_record(make, server) -> None:
     """Both stand where they belong soon after; what may not be written is complained of once, and then it works."""
     server.trouble[SLICE_PATH] = 403
@@ -197,6 +214,33 @@ async def test_scaler_names_a_record_of_another_cluster(make, server) -> None:
 
     assert server.events[0]["reason"] == "ForeignGenesisRecord"
     assert bytes(16).hex() in server.events[0]["message"]
+
+
+async def test_scaler_writes_a_record_again_that_was_emptied(make, server, monkeypatch) -> None:
+    """Somebody replaced the ConfigMap as a whole: it is what keeps a wiped pod from forming a second cluster."""
+    monkeypatch.setattr(scaling, "RECORD_AGAIN_S", 0.02)
+    pod = make(genesis_config_map=GENESIS)
+    pod.consensus.may_serve = True
+    await until(lambda: "data" in server.objects[GENESIS_PATH])
+    server.put(GENESIS_PATH, {"metadata": {"name": GENESIS}})
+    await until(lambda: "data" in server.objects[GENESIS_PATH])
+    pod.consensus.may_serve = False
+
+
+async def test_scaler_asks_for_no_pods_where_the_size_cannot_be_read(make, server) -> None:
+    """With a server that hangs each further call would take as long, and a leader that is to stop waits for all."""
+    server.scale(1)
+    pod = make()
+    pod.consensus.contacts.seat_age_s = lambda _peer, _now: 60.0
+    pod.consensus.may_serve = True
+    await until(lambda: ("GET", pod_path("kv-0")) in server.requests or ("GET", pod_path("kv-1")) in server.requests)
+    server.trouble[STATEFULSET_PATH] = 500
+    await until(lambda: pod.api.errors["server"] > 0)
+    asked = len([path for _, path in server.requests if "/pods/" in path])
+    await until(lambda: pod.api.errors["server"] > 3)
+    pod.consensus.may_serve = False
+
+    assert len([path for _, path in server.requests if "/pods/" in path]) == asked
 
 
 async def test_scaler_takes_a_silent_api_server_for_a_restart(make, server, monkeypatch) -> None:

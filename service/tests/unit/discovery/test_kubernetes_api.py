@@ -11,6 +11,7 @@ from kubernetes.config import incluster_config
 
 from kvorum.discovery import kubernetes_api
 from kvorum.discovery.kubernetes_api import (
+    CLUSTER_ANNOTATION,
     REASONS,
     TERM_ANNOTATION,
     Failure,
@@ -35,7 +36,7 @@ from tests.unit.discovery.fake_api import (
 )
 
 OWN, OTHER = bytes(range(16)), bytes(16 * [7])
-ADDRESS = LeaderAddress(term=5, ip="10.1.2.3", port=9090, pod="kv-0")
+ADDRESS = LeaderAddress(term=5, ip="10.1.2.3", port=9090, pod="kv-0", cluster_id=b"this cluster 123")
 NOTICE = Notice(
     name="kv.1",
     kind="StatefulSet",
@@ -244,7 +245,10 @@ async def test_slice_leads_to_the_leader(api, server) -> None:
     assert endpoint["conditions"]["ready"] is True
     assert endpoint["targetRef"] == {"kind": "Pod", "name": "kv-0", "namespace": NAMESPACE}
     assert written["ports"] == [{"name": "client", "port": 9090, "protocol": "TCP"}]
-    assert written["metadata"]["annotations"] == {TERM_ANNOTATION: "5"}
+    assert written["metadata"]["annotations"] == {
+        TERM_ANNOTATION: "5",
+        CLUSTER_ANNOTATION: b"this cluster 123".hex(),
+    }
     assert written["addressType"] == "IPv4"
 
 
@@ -263,6 +267,14 @@ async def test_slice_of_a_later_term_is_left_alone(api, server) -> None:
 
     assert await api.write_leader_slice(LEADER_SLICE, ADDRESS) == SliceOutcome.FENCED
     assert server.objects[SLICE_PATH]["endpoints"][0]["addresses"] == ["10.1.2.4"]
+
+
+async def test_slice_of_a_lost_cluster_is_taken_over_whatever_its_term(api, server) -> None:
+    """A cluster formed anew, or restored, begins with low terms; the Service must not lead to the dead for ever."""
+    await api.write_leader_slice(LEADER_SLICE, replace(ADDRESS, term=60, cluster_id=b"another cluster!"))
+
+    assert await api.write_leader_slice(LEADER_SLICE, ADDRESS) == SliceOutcome.WRITTEN
+    assert server.objects[SLICE_PATH]["endpoints"][0]["addresses"] == ["10.1.2.3"]
 
 
 async def test_slice_written_by_the_successor_in_between_is_a_conflict(api, server) -> None:
