@@ -175,9 +175,11 @@ class Caller:
                 await self._pause(pauses, deadline)
             if deadline.remaining <= 0:
                 break
-            pool = await self.nodes.choose(avoid, prefer_leader=prefer_leader)
+            pool = await self.nodes.choose(avoid, deadline, prefer_leader=prefer_leader)
             if pool.rest_s > 0:
                 await self._sleep(pool.rest_s, deadline)
+            if deadline.remaining <= 0:
+                break
             try:
                 return await self._attempt(pool, method, kind, fields, deadline=deadline, attempt_s=attempt_s)
             except KvorumError as failure:

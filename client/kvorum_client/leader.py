@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from kvorum_client.pool import NodePool
     from kvorum_client.results import NodeStatus
+    from kvorum_client.retry import Deadline
 
 LEARNED_ENDPOINTS_MAX: Final = 16
 """Endpoints taken over from hints and member lists; members come and go, so the list must not grow for ever."""
@@ -81,10 +82,14 @@ class LeaderTracker:
 
     # --- choosing -------------------------------------------------------------------------------------------------
 
-    async def choose(self, avoid: Collection[str], *, prefer_leader: bool) -> NodePool:
-        """Pick the node for the next attempt: the leader if wanted and known, else one that is not resting."""
+    async def choose(self, avoid: Collection[str], deadline: Deadline, *, prefer_leader: bool) -> NodePool:
+        """
+        Pick the node for the next attempt: the leader if wanted and known, else one that is not resting.
+
+        It may take time to find out who leads, but not more than the deadline leaves.
+        """
         if prefer_leader:
-            await self._freshen()
+            await self._freshen(deadline)
             if self.leader is not None and self.leader not in avoid and self.pools[self.leader].rest_s <= 0:
                 return self.pools[self.leader]
         fresh = [pool for endpoint, pool in self.pools.items() if endpoint not in avoid]
@@ -99,7 +104,7 @@ class LeaderTracker:
         spares, self._spares = self._spares, ()
         return [self.pools[spare] for spare in spares if spare not in self.pools and self._learn(spare)]
 
-    async def _freshen(self) -> None:
+    async def _freshen(self, deadline: Deadline) -> None:
         now = asyncio.get_running_loop().time()
         if len(self.pools) == 1:
             # It may be a Service's name, so it is neither left for the leader nor asked who leads; but who else is
@@ -114,7 +119,7 @@ class LeaderTracker:
             return
         self._begin_discovery(now)
         if self._discovery is not None and self.leader is None:
-            await asyncio.wait((self._discovery,))
+            await asyncio.wait((self._discovery,), timeout=max(0.0, deadline.remaining))
 
     def _begin_discovery(self, now: float) -> None:
         if self._discovery is None and now >= self._discover_after:

@@ -210,6 +210,26 @@ async def test_get_silent_node_is_left_after_the_attempt_time(nodes):
         assert await client.get(b"k") == b"v"
 
 
+async def test_get_search_for_the_leader_does_not_outlast_the_budget(nodes):
+    """Nodes that do not say who leads cost a call its own time, not that of their status call as well."""
+
+    async def hang(_: object) -> dict[str, object]:
+        await asyncio.sleep(30)
+        return OK
+
+    for node in nodes:
+        node.on("getStatus", hang)
+    endpoints = [node.endpoint for node in nodes]
+    async with KvorumClient(endpoints, timeout_s=0.3, random=Random(1)) as client:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+
+        with pytest.raises(UnavailableError):
+            await client.get(b"k")
+
+        assert loop.time() - begun < 0.8
+
+
 async def test_set_silent_node_is_unknown_when_time_is_up(nodes):
     """A write nobody answers ends as unknown within its budget."""
 
