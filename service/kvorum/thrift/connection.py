@@ -33,6 +33,11 @@ if TYPE_CHECKING:
         edge: Edge
         routes: Routes
 
+        @property
+        def loop(self) -> asyncio.AbstractEventLoop:
+            """Where everything runs."""
+            ...
+
         def opened(self, connection: Connection) -> bool:
             """Take a connection into the table; False if there is no room."""
             ...
@@ -125,7 +130,7 @@ class Connection(asyncio.Protocol):
         self._host = host
         self.edge = host.edge
         self._routes = host.routes
-        self._loop = asyncio.get_running_loop()
+        self._loop = host.loop
         self._transport: asyncio.Transport | None = None
         self._calls: deque[Call] = deque()
         """Unanswered requests, oldest first."""

@@ -58,6 +58,7 @@ class ThriftServer:
         draw: Callable[[], float] = random.random,
         engine_statistics: Callable[[], EngineStatistics] = EngineStatistics,
         on_defect: Callable[[BaseException], None] | None = None,
+        logger: structlog.typing.FilteringBoundLogger | None = None,
     ) -> None:
         """
         Build the edge; nothing listens yet.
@@ -71,6 +72,7 @@ class ThriftServer:
             draw: Random number in [0, 1), for injected faults only.
             engine_statistics: Cheap figures of the storage engine.
             on_defect: Told of every exception a request caused; it may end the process if a disk failed.
+            logger: Where to log; by default the room's own logger.
         """
         self.settings = settings
         self.edge = Edge(
@@ -85,6 +87,7 @@ class ThriftServer:
         )
         self.routes = Routes(self.edge, list_rules_by_name(settings))
         self._on_defect = on_defect
+        self._log = logger or log
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []
         self._connections: set[Connection] = set()
@@ -113,6 +116,21 @@ class ThriftServer:
         """Open client connections."""
         return len(self._connections)
 
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Work on this loop from now on; whoever has a client's bytes gives them to a `connection`."""
+        self._loop = loop
+        self.edge.later = loop.call_later
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop everything runs on."""
+        assert self._loop is not None, "the server is attached to no loop"
+        return self._loop
+
+    def connection(self) -> Connection:
+        """Make the protocol of one accepted client."""
+        return Connection(self)
+
     async def start(self) -> None:
         """
         Listen.
@@ -120,13 +138,13 @@ class ThriftServer:
         Raises:
             StartupError: The port is taken or not allowed; the text says how to choose another.
         """
-        self._loop = asyncio.get_running_loop()
-        self.edge.later = self._loop.call_later
+        loop = asyncio.get_running_loop()
+        self.attach(loop)
         self._sockets = listening_sockets(self.settings.port)
         for listener in self._sockets:
-            server = await self._loop.create_server(lambda: Connection(self), sock=listener, backlog=ACCEPT_BACKLOG)
+            server = await loop.create_server(self.connection, sock=listener, backlog=ACCEPT_BACKLOG)
             self._listeners.append(server)
-        log.info("listening for clients", port=self.port, families=len(self._sockets))
+        self._log.info("listening for clients", port=self.port, families=len(self._sockets))
 
     async def stop(self, grace_s: float) -> None:
         """Stop accepting, answer what is in flight within the bound, close everything."""
@@ -139,7 +157,7 @@ class ThriftServer:
         try:
             await asyncio.wait_for(self._empty.wait(), grace_s)
         except TimeoutError:
-            log.warning("closing connections with unanswered requests", connections=len(self._connections))
+            self._log.warning("closing connections with unanswered requests", connections=len(self._connections))
             for connection in list(self._connections):
                 connection.abort()
             await self._empty.wait()
@@ -183,7 +201,7 @@ class ThriftServer:
         now = self.edge.clock()
         if now - self._malformed_logged >= LOG_INTERVAL_S:
             self._malformed_logged = now
-            log.warning(
+            self._log.warning(
                 "malformed input, connection closed",
                 reason=reason,
                 peer=connection.address,
@@ -198,8 +216,7 @@ class ThriftServer:
         marked = self._marked
         marked.append(connection)
         if len(marked) == 1:
-            assert self._loop is not None
-            self._loop.call_soon(self.flush)
+            self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Write what is decided, one write per connection. Whoever completes a group may call it to save a turn."""
@@ -212,7 +229,7 @@ class ThriftServer:
         now = self.edge.clock()
         if now - self._defect_logged >= LOG_INTERVAL_S:
             self._defect_logged = now
-            log.error("a request failed with a defect", method=method, exc_info=defect)
+            self._log.error("a request failed with a defect", method=method, exc_info=defect)
         if self._on_defect is not None:
             self._on_defect(defect)
 

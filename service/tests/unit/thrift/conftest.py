@@ -237,7 +237,7 @@ class EdgeUnderTest:
             engine_statistics=lambda: self.statistics,
             on_defect=self.defects.append,
         )
-        self.server._loop = asyncio.get_running_loop()
+        self.server.attach(asyncio.get_running_loop())
         self.later: list[tuple[float, Callable[[], None]]] = []
         self.server.edge.later = self._later
 
