@@ -33,9 +33,9 @@ class _LoudWorld(World):
         _print(f"{self.now() - START_S:10.6f}  {process!r}: {event} {fields}")
         super().said(process, event, fields)
 
-    def _note(self, operation: Operation) -> Operation:
+    def note(self, operation: Operation) -> Operation:
         _print(f"{self.now() - START_S:10.6f}  {operation}")
-        return super()._note(operation)
+        return super().note(operation)
 
     def crash(self, node_id: int, *, power: bool = False) -> None:
         _print(f"{self.now() - START_S:10.6f}  crash of node {node_id}{', its power stays' if power else ''}")
@@ -50,12 +50,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("disturbances", type=int, nargs="?", default=0)
     parser.add_argument("blackouts", type=int, nargs="?", default=0)
     parser.add_argument("level", nargs="?", default=Consistency.READ_INDEX)
-    parser.add_argument("--kind", action="append", choices=sorted(nemesis.KINDS), help="instead of the seed's own mix")
+    parser.add_argument(
+        "--kind", action="append", choices=sorted(nemesis.ALL_KINDS), help="instead of the seed's own mix"
+    )
+    parser.add_argument("--edge", action=argparse.BooleanOptionalAction, help="whether clients use kvorum_client")
     taken = parser.parse_args(arguments)
     if taken.leader_crashes is None:
         kinds = tuple(taken.kind) if taken.kind else None
-        _print(f"{Scenario.drawn(taken.seed, kinds)}")
-        world, reason = play_out(taken.seed, kinds, _LoudWorld)
+        _print(f"{Scenario.drawn(taken.seed, kinds, edge=taken.edge)}")
+        world, reason = play_out(taken.seed, kinds, _LoudWorld, edge=taken.edge)
         verdict = f"inconclusive: {reason}" if reason else "clean"
     else:
         plan = Plan(taken.leader_crashes, taken.disturbances, taken.blackouts, taken.level)

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from kvorum.consensus.changes import Outcome
     from kvorum.core.ids import NodeId
     from kvorum_sim.process import Process
+    from kvorum_sim.sockets import SimulatedSockets
     from kvorum_sim.world import World
 
     Strike: TypeAlias = Callable[[World], Awaitable[bool]]
 
 CHANGE_S: Final = 25.0
 """How long a change of the members may take while other things go wrong."""
+
+TRAP_S: Final = 3.0
+"""How long a trap may wait for bytes that it can tear."""
 
 EIO_WAIT_S: Final = 3.0
 """How long a disk that was told to fail may take to be used."""
@@ -437,6 +441,76 @@ KINDS: Final[dict[str, Strike]] = {
 }
 
 
+async def _client_cut(world: World) -> bool:
+    """Nothing passes between some clients and some nodes, both ways or one."""
+    sockets, chance = _sockets(world), world.chance
+    clients = sorted({client for node_id in world.node_ids for client in sockets.clients_of(node_id)})
+    if not clients:
+        return False
+    nodes = list(world.node_ids)
+    whose, where = chance.choice(
+        (
+            ([chance.choice(clients)], [chance.choice(nodes)]),
+            ([chance.choice(clients)], nodes),
+            (clients, [chance.choice(nodes)]),
+        )
+    )
+    pairs = [(client, node_id) for client in whose for node_id in where]
+    ways = chance.choice((pairs, [(b, a) for a, b in pairs], pairs + [(b, a) for a, b in pairs]))
+    before = sockets.held
+    for one, other in ways:
+        sockets.cut(one, other)
+    await asyncio.sleep(chance.choice((0.1, 0.6, 1.5, 6.0, 12.0)) * chance.uniform(0.3, 1))
+    for one, other in ways:
+        sockets.heal(one, other)
+    return sockets.held > before
+
+
+async def _client_reset(world: World) -> bool:
+    """One connection of a client is reset, whatever it does."""
+    await asyncio.sleep(0)
+    return _sockets(world).reset_one()
+
+
+async def _torn(world: World, *, to_client: bool) -> bool:
+    sockets = _sockets(world)
+    trap = sockets.set_trap(to_client=to_client)
+    if trap is None:
+        await asyncio.sleep(TRAP_S)
+        return False
+    end = world.now() + TRAP_S
+    while not trap.sprung and world.now() < end:  # noqa: ASYNC110 - polls virtual time
+        await asyncio.sleep(0.01)
+    sockets.clear_trap(trap)
+    return trap.sprung
+
+
+async def _torn_reply(world: World) -> bool:
+    """A connection of a client breaks in the middle of a reply."""
+    return await _torn(world, to_client=True)
+
+
+async def _torn_request(world: World) -> bool:
+    """A connection of a client breaks in the middle of a request."""
+    return await _torn(world, to_client=False)
+
+
+def _sockets(world: World) -> SimulatedSockets:
+    assert world.clients is not None, "faults of clients need clients: a world with an edge"
+    return world.clients.sockets
+
+
+CLIENT_KINDS: Final[dict[str, Strike]] = {
+    "client cut": _client_cut,
+    "client reset": _client_reset,
+    "torn reply": _torn_reply,
+    "torn request": _torn_request,
+}
+"""Only for worlds with an edge."""
+
+ALL_KINDS: Final = KINDS | CLIENT_KINDS
+
+
 async def play(world: World, kind: str, times: int, gap_s: float) -> bool:
     """
     Do ``times`` faults of one kind.
@@ -449,7 +523,7 @@ async def play(world: World, kind: str, times: int, gap_s: float) -> bool:
     while done < times and tries < 4 * times:
         await asyncio.sleep(world.chance.expovariate(1 / gap_s))
         tries += 1
-        if await KINDS[kind](world):
+        if await ALL_KINDS[kind](world):
             done += 1
             world.faults[kind] += 1
             world.loop.trace(f"fault {kind}")

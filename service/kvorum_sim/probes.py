@@ -44,6 +44,10 @@ class Probe:
     MEMBER_CHANGED: Final = "committed change of the members"
     TRANSFERRED: Final = "leadership handed over on request"
     DEDUPLICATED: Final = "retry answered from its session"
+    CLIENT_DEDUPLICATED: Final = "retry of a client answered from the recorded outcome"
+    CLIENT_FAILOVER: Final = "client went to another node in the middle of a commit"
+    CLIENT_RESOLVED: Final = "unknown outcome resolved by a retry of the client"
+    REPLY_TORN: Final = "connection of a client cut in the middle of a reply"
 
 
 PROBES: Final = tuple(value for name, value in vars(Probe).items() if name.isupper())

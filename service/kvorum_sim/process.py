@@ -20,6 +20,7 @@ from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
 from kvorum.storage.memory_staging import MemoryStaging
 from kvorum_sim.disk import SimulatedLog
+from kvorum_sim.edge import serve_clients
 from kvorum_sim.loop import BareLoop
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from kvorum.core.ports import Greeting, PeerHandler, RecoveredLog
     from kvorum.core.snapshot import Manifest
     from kvorum.storage.memory_engine import MemoryEngine
+    from kvorum.thrift.server import ThriftServer
     from kvorum_sim.disk import LogDisk
+    from kvorum_sim.edge import Clients
     from kvorum_sim.loop import VirtualLoop
     from kvorum_sim.network import SimulatedNetwork
 
@@ -320,6 +323,7 @@ class Process:
         seed: str,
         bounds: Bounds,
         birth: Birth | None = None,
+        clients: Clients | None = None,
     ) -> None:
         """
         Compose the rooms on what the disk holds; `start` brings them to life.
@@ -338,6 +342,7 @@ class Process:
         self._witness = witness
         # Each machine's clocks have their own zero; nothing may compare those of two nodes.
         self._clock_offset = chance.uniform(0, 1e6)
+        self.logger = cast("structlog.typing.FilteringBoundLogger", _Logger(self, witness))
         self.executor = _WatchedExecutor(disk.engine, self, witness)
         self.log = SimulatedLog.boot(disk.log, self.loop, lambda error: witness.failed(self, error), disk.installed)
         disk.installed = None
@@ -354,19 +359,22 @@ class Process:
                 retain_entries=bounds.retain_entries,
                 flush_entries=bounds.flush_entries,
             ),
-            self._surroundings(loop, chance, birth),
+            self._surroundings(chance, birth),
         )
         self.consensus.process = self
         self.consensus.witness = witness
         self.routing = RoutingManager(RoutingSettings(), self.consensus, self.executor, self.clock)
+        self._clients = clients
+        self.server: ThriftServer | None = None
+        """Its Thrift edge, once it listens; None where stories call its routing themselves."""
 
-    def _surroundings(self, loop: VirtualLoop, chance: random.Random, birth: Birth | None) -> Surroundings:
+    def _surroundings(self, chance: random.Random, birth: Birth | None) -> Surroundings:
         disk = self.disk
-        wall_offset_ms = chance.randrange(-50, 50)
+        self._wall_offset_ms = chance.randrange(-50, 50)
         return Surroundings(
             loop=self.loop,
             clock=self.clock,
-            wall_ms=lambda: WALL_START_MS + int(loop.time() * 1000) + wall_offset_ms + self.wall_jump_ms,
+            wall_ms=self.wall_ms,
             randomness=chance,
             log=self.log,
             links=self.links,
@@ -379,7 +387,7 @@ class Process:
             joining=disk.joining,
             on_joining=self._joining,
             on_removed=self._removed,
-            logger=cast("structlog.typing.FilteringBoundLogger", _Logger(self, self._witness)),
+            logger=self.logger,
             birth=birth,
             staging=self.staging,
         )
@@ -401,9 +409,15 @@ class Process:
         """Monotonic seconds of this machine."""
         return self.loop.time() + self._clock_offset
 
+    def wall_ms(self) -> int:
+        """What the wall clock of this machine shows."""
+        return WALL_START_MS + int(self.loop.time() * 1000) + self._wall_offset_ms + self.wall_jump_ms
+
     def start(self) -> None:
-        """Take part in the cluster."""
+        """Take part in the cluster, and listen."""
         self.consensus.start()
+        if self._clients is not None:
+            self.server = serve_clients(self, self._clients)
         self._hash_later()
 
     def crash(self, *, power: bool) -> Disk:

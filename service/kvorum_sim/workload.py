@@ -16,6 +16,7 @@ from kvorum.core.operations import AtomicCommit, KeyRange, Mutation, MutationKin
 from kvorum.statemachine.ranges import RangeQuery
 from kvorum_sim.linearizability import Outcome
 from kvorum_sim.model import Commit, SnapshotRead
+from kvorum_sim.probes import Probe
 
 if TYPE_CHECKING:
     from kvorum_sim.calls import Call
@@ -28,7 +29,7 @@ BALANCE: Final = 100
 SHARED_KEYS: Final = 5
 RETRIES: Final = 8
 KINDS: Final = ("get", "set", "delete", "own", "transfer", "sum", "count", "look back")
-_ACCOUNTS: Final = tuple(b"account-%d" % number for number in range(ACCOUNTS))
+ACCOUNT_NAMES: Final = tuple(b"account-%d" % number for number in range(ACCOUNTS))
 _RANGE: Final = RangeQuery(begin=b"account-", end=b"account-~")
 
 
@@ -59,7 +60,7 @@ class Workload:
 
     async def open_accounts(self) -> bool:
         """Give every account its first balance, in one commit."""
-        mutations = tuple(Mutation(MutationKind.SET, b"", key, b"%d" % BALANCE) for key in _ACCOUNTS)
+        mutations = tuple(Mutation(MutationKind.SET, b"", key, b"%d" % BALANCE) for key in ACCOUNT_NAMES)
         body = encode_operation(AtomicCommit(0, mutations))
         outcome, _ = await self.world.write(self.world.chance.choice(self.world.node_ids), "open accounts", body)
         return outcome == Outcome.OK
@@ -95,6 +96,23 @@ class Workload:
                 case _:
                     await self._look_back(node_id, chance)
 
+    async def finish(self) -> None:
+        """Whatever clients have to do in a healthy cluster, at the end."""
+
+    def judge_end(self, process: Process) -> None:
+        """The counter holds what was acknowledged, and nothing that was not asked for."""
+        counted = counter(process)
+        if not self.counted <= counted <= self.counted + self.uncertain:
+            self.world.violated(
+                f"{process!r} counts {counted} after {self.counted} acknowledged requests and "
+                f"{self.uncertain} of which nobody knows"
+            )
+
+    def judge_retries(self, retries: int) -> None:
+        """So many entries repeated an earlier identity."""
+        if retries:
+            self.world.probes[Probe.DEDUPLICATED] += retries
+
     async def _version(self, node_id: int) -> int | None:
         outcome, call = await self.world.read(node_id, "read version", lambda process: process.executor.applied_index)
         return None if outcome != Outcome.OK or call is None else int(call.result)
@@ -106,7 +124,7 @@ class Workload:
         version = await self._version(node_id)
         if version is None:
             return
-        keys = chance.sample(_ACCOUNTS, 2)
+        keys = chance.sample(ACCOUNT_NAMES, 2)
         outcome, call = await world.read_at(
             node_id, "balances", version, lambda process: [process.executor.read_at(b"", key, version) for key in keys]
         )
@@ -188,7 +206,7 @@ class Workload:
         if version is None:
             return
         version = max(0, version - chance.randrange(100))
-        key = chance.choice((*_ACCOUNTS, b"shared-%d" % chance.randrange(SHARED_KEYS)))
+        key = chance.choice((*ACCOUNT_NAMES, b"shared-%d" % chance.randrange(SHARED_KEYS)))
         outcome, call = await world.read_at(
             node_id, "look back", version, lambda process: process.executor.read_at(b"", key, version)
         )

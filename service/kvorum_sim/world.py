@@ -23,6 +23,7 @@ from kvorum.core.operations import Consistency
 from kvorum.storage.memory_engine import MemoryEngine
 from kvorum_sim.calls import Call, Violation
 from kvorum_sim.disk import LogDisk
+from kvorum_sim.edge import Clients
 from kvorum_sim.inspector import Inspector
 from kvorum_sim.linearizability import Kind, Operation, Outcome
 from kvorum_sim.loop import VirtualLoop
@@ -83,9 +84,12 @@ class World:
         nodes: Size of the cluster.
         bounds: Settings of all nodes.
         pods: The nodes are the pods of a StatefulSet: node 0 forms the cluster, the others have to be added.
+        edge: Every node listens for clients on a simulated network.
     """
 
-    def __init__(self, seed: int, *, nodes: int = 3, bounds: Bounds | None = None, pods: bool = False) -> None:
+    def __init__(
+        self, seed: int, *, nodes: int = 3, bounds: Bounds | None = None, pods: bool = False, edge: bool = False
+    ) -> None:
         self.seed = seed
         self.pods = nodes if pods else 0
         self.record: bytes | None = None
@@ -106,6 +110,8 @@ class World:
         self.faults: Counter[str] = Counter()
         """Faults that took effect, by kind."""
         self.probes: Counter[str] = Counter()
+        self.clients = Clients(self.loop, self.network, seed, self.probes, self.violated) if edge else None
+        """The way of clients through the Thrift edge, if there is one."""
         self.records: dict[Index, Entry] = {}
         """Every entry that was ever applied."""
         self.unknown: list[Index] = []
@@ -210,6 +216,7 @@ class World:
             seed=f"world {self.seed}",
             bounds=self.bounds,
             birth=self._birth(node_id),
+            clients=self.clients,
         )
         self._processes[node_id] = process
         shadow = process.disk.log.shadow
@@ -273,6 +280,8 @@ class World:
         if process.log.statistics()["segments"] > process.disk.boots:
             self.probes[Probe.SEGMENT_BEGUN] += 1
         self.crashes += 1
+        if self.clients is not None:
+            self.clients.crash(process, power=power)
         self._disks[node_id] = process.crash(power=power)
         calls, self._calls[node_id] = self._calls[node_id], set()
         for call in sorted(calls, key=lambda call: call.number):
@@ -319,7 +328,7 @@ class World:
         invoked = self.now()
         outcome, call = await self.read(node_id, f"get {key!r}", lambda process: process.executor.get(b"", key), level)
         result = None if call is None else call.result
-        return self._note(Operation(client, key, Kind.GET, None, result, invoked, self.now(), outcome))
+        return self.note(Operation(client, key, Kind.GET, None, result, invoked, self.now(), outcome))
 
     async def set(self, client: int, node_id: NodeId, key: bytes, value: bytes) -> Operation:
         """Write a key through a node and note what came of it."""
@@ -335,7 +344,7 @@ class World:
         invoked = self.now()
         outcome, _ = await self.write(node_id, f"{kind} {key!r}", body)
         returned = math.inf if outcome == Outcome.UNKNOWN else self.now()
-        return self._note(Operation(client, key, kind, value, None, invoked, returned, outcome))
+        return self.note(Operation(client, key, kind, value, None, invoked, returned, outcome))
 
     async def read(
         self, node_id: NodeId, what: str, look: Callable[[Process], Any], level: str = Consistency.READ_INDEX
@@ -422,7 +431,8 @@ class World:
             self.probes[Probe.WRITE_UNKNOWN] += 1
         return outcome
 
-    def _note(self, operation: Operation) -> Operation:
+    def note(self, operation: Operation) -> Operation:
+        """Add to the history what a client saw."""
         self.loop.trace(str(operation))
         self.history.append(operation)
         return operation

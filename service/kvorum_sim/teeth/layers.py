@@ -188,7 +188,7 @@ def _core(work: Work) -> Catch | None:
 
 
 def _story(work: Work) -> Catch | None:
-    verdict = examine(work.seed, work.kinds or None)
+    verdict = examine(work.seed, work.kinds or None, edge=False)
     if verdict.verdict != "failed":
         return None
     text = " ".join(verdict.reason.partition("\n")[0].split())
