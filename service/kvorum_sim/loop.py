@@ -33,6 +33,9 @@ STEPS_MAX: Final = 50_000_000
 STEPS_AT_ONE_TIME_MAX: Final = 1_000_000
 """Callbacks without time going on; more means two of them keep calling each other."""
 
+ABANDON_TURNS_MAX: Final = 50
+"""How often the tasks of a failed run are cancelled; each may have something to do at its end."""
+
 START_S: Final = 1_000.0
 """Where time begins: not at zero, so that a forgotten start value shows."""
 
@@ -166,6 +169,25 @@ class VirtualLoop(BareLoop):
             handle = heapq.heappop(timers)[3]
             if not handle.cancelled():
                 self._ready.append(handle)
+
+    def abandon(self) -> None:
+        """After a run that failed: cancel every task and let it end, so that none is found half done later."""
+        assert not self._running
+        self._handler = lambda _loop, _context: None
+        events._set_running_loop(self)  # noqa: SLF001
+        try:
+            for _ in range(ABANDON_TURNS_MAX):
+                tasks = asyncio.all_tasks(self)
+                for task in tasks:
+                    task.cancel()
+                ready, self._ready = self._ready, []
+                for handle in ready:
+                    if not handle.cancelled():
+                        handle._run()  # noqa: SLF001
+                if not tasks:
+                    break
+        finally:
+            events._set_running_loop(None)  # noqa: SLF001
 
     def is_running(self) -> bool:
         """Whether a story is being told."""

@@ -151,6 +151,7 @@ def play_out(
     try:
         return world, world.run(_story(world, scenario))
     except Exception as error:
+        world.loop.abandon()
         error.add_note(f"at {world.now() - START_S:.6f} s; replay with: {replay_command(seed, kinds, edge=edge)}")
         raise
 
