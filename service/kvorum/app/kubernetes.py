@@ -99,9 +99,14 @@ class PodLife:
         return self.scaler.metrics()
 
     def _look_at_aside(self) -> None:
-        """A directory that was removed is kept until the one in its place votes: it may be somebody's last hope."""
+        """
+        A directory that was removed is kept until the one in its place votes: it may be somebody's last hope.
+
+        But not at the price of the new one: on a disk that cannot hold both it would never come to vote.
+        """
         self._aside_timer = None
-        if self._consensus is not None and self._consensus.standing == "voter":
+        consensus = self._consensus
+        if consensus is not None and (consensus.standing == "voter" or not consensus.has_space):
             self._removing = self._loop.run_in_executor(None, self._directory.remove_aside)
             self._removing.add_done_callback(_aside_removed)
         else:
@@ -111,6 +116,6 @@ class PodLife:
 def _aside_removed(removed: asyncio.Future[bool]) -> None:
     error = removed.exception()
     if error is None:
-        log.info("this node votes: the directory that was set aside is deleted")
+        log.info("the directory that was set aside is deleted: this node votes, or its disk is full")
     else:
         log.warning("the directory that was set aside cannot be deleted", error=str(error))

@@ -227,11 +227,10 @@ class ConsensusManager(Reporting):
         """The cluster removed this data directory: take no part ever again, and tell everybody who waits."""
         self.removed = True
         self._around.on_removed()
-        self._logger.error(
-            "this node was removed from the cluster and takes no part any more; to let it join anew, stop it, remove "
-            "its data directory, add it (kvorum member add) and start it again",
-            node_id=self.node_id,
-        )
+        if self._leaving:
+            self._logger.info("the cluster has let this node go", node_id=self.node_id)
+        else:
+            self._logger.error("removed from the cluster: to join anew, stop this node, remove its data, and add it")
         self.membership.shut_down(removed=True)
         self.reads.shut_down()
         self.proposals.abandon()
