@@ -395,6 +395,9 @@ class Peering:
         contacts.reports[peer] = report
         if self._host.machine is None:
             self.consider_birth()
+        elif not (report.has_data or report.commit_index):
+            # What it was told when the members changed may have come while it heard nothing, or while we said nothing.
+            self._send_members(peer)
 
     def _members_received(self, members: frames.Members) -> None:
         """A peer tells a committed configuration: it may name this directory, or others that this node must reach."""

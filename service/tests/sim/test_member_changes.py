@@ -271,3 +271,36 @@ def test_voter_that_died_a_moment_ago_does_not_count_for_a_removal(seed: int) ->
         assert len(await written(world, leader, 5, b"a")) == 5
 
     world.run(story())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_empty_directory_that_was_short_of_space_when_it_got_its_seat_joins_later(seed: int) -> None:
+    """Who the members are is told once; a node that heard nothing at that moment asks by its reports, and hears."""
+    world = World(seed)
+
+    async def story() -> None:
+        for node_id in world.node_ids:
+            world.start(node_id)
+        await serving(world)
+        wanted = await written(world, 0, 5, b"a")
+        await world.until(world.converged, within_s=LONG_S, what="all nodes to agree")
+        world.crash(2)
+        incarnation = world.wipe(2)
+        returned = world.start(2)
+
+        def seated() -> bool:
+            leader = world.leader()
+            machine = None if leader is None else leader.consensus.machine
+            member = None if machine is None else machine.configuration.member(2)
+            return member is not None and member.incarnation == incarnation
+
+        while not seated():
+            await asyncio.sleep(0.0001)
+        returned.consensus.space_changed("store", has_space=False)
+        await asyncio.sleep(2)
+        assert returned.consensus.machine is None
+        returned.consensus.space_changed("store", has_space=True)
+        await votes(world, 2)
+        await held(world, 2, wanted)
+
+    world.run(story())
