@@ -129,8 +129,9 @@ class Campaign:
         histories, outcomes = sums["histories"], sums["outcomes"]
         unreached = len(missing(sums["probes"]))
         _say(
-            f"sim: {histories['counted']} histories counted, {histories['inconclusive']} inconclusive, "
-            f"{histories['failed']} failed; operations {outcomes['ok']} ok, {outcomes['failed']} failed, "
+            f"sim: {histories['counted']} histories counted ({sums['edge_histories']} through kvorum_client), "
+            f"{histories['inconclusive']} inconclusive, {histories['failed']} failed; "
+            f"operations {outcomes['ok']} ok, {outcomes['failed']} failed, "
             f"{outcomes['unknown']} unknown; {sum(sums['faults'].values())} faults of {len(sums['faults'])} kinds in "
             f"{kinds} compositions; {sums['checks']} events checked; {self.repeated} seeds run twice, "
             f"{len(self.differing)} differ; {unreached} probes not reached; {self.minutes:.1f} minutes"

@@ -32,8 +32,8 @@ def described(report: dict[str, Any]) -> str:
         histories, outcomes, faults = report["histories"], report["outcomes"], report["faults"]
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items(), key=lambda item: -item[1]))
         return (
-            f"{histories['counted']} histories counted, {histories['inconclusive']} inconclusive; operations "
-            f"{outcomes['ok']} ok, {outcomes['failed']} failed, {outcomes['unknown']} unknown; "
+            f"{histories['counted']} histories counted{_edge(report)}, {histories['inconclusive']} inconclusive; "
+            f"operations {outcomes['ok']} ok, {outcomes['failed']} failed, {outcomes['unknown']} unknown; "
             f"{sum(faults.values())} faults ({kinds}); {report['checks']} events checked; "
             f"seeds {report['first_seed']} to {report['first_seed'] + report['seeds'] - 1}, "
             f"{report['repeated']} of them twice"
@@ -41,6 +41,12 @@ def described(report: dict[str, Any]) -> str:
     if report["tool"] == "make crash":
         return _crashes(report)
     return str(report["summary"])
+
+
+def _edge(report: dict[str, Any]) -> str:
+    """How many of them had real clients; reports from before there were any do not say."""
+    count = report.get("edge_histories", 0)
+    return f" ({count} through kvorum_client and the Thrift edge)" if count else ""
 
 
 def _crashes(report: dict[str, Any]) -> str:

@@ -213,6 +213,32 @@ async def _disk_full(world: World) -> bool:
     return files.failures > before
 
 
+async def _store_full(world: World) -> bool:
+    """One store has no space for a flush while the log still has some; it goes on a while after there is space."""
+    process = _victim(world)
+    if process is None:
+        return False
+    node_id, applier, led = process.node_id, process.consensus.applier, process.consensus.is_leader
+    engine = process.staging.engine
+    engine.full = True
+    applier.flush_now()
+    await asyncio.sleep(world.chance.uniform(0.3, 3.0))
+    stepped_aside = not applier.has_space
+    if stepped_aside and led:
+        world.probes[Probe.STORE_FULL_LEADER] += 1
+    for space_s in (world.chance.uniform(0, 2.0), 0.0):
+        found = world.process(node_id)
+        engines = [engine, world.disk(node_id).engine, *([found.staging.engine] if found is not None else [])]
+        for each in engines:
+            if space_s:
+                each.full = False
+            else:
+                each.go_on()
+        await asyncio.sleep(space_s)
+    _restart(world, node_id)
+    return stepped_aside
+
+
 async def _disk_failure(world: World) -> bool:
     """One call of the log fails with EIO: the node must end, and comes back."""
     process = _victim(world)
@@ -431,6 +457,7 @@ KINDS: Final[dict[str, Strike]] = {
     "slow network": _slow_network,
     "slow disk": _slow_disk,
     "disk full": _disk_full,
+    "store full": _store_full,
     "disk failure": _disk_failure,
     "damaged log": _damage,
     "clock jump": _clock_jump,

@@ -29,6 +29,8 @@ class Probe:
     SEGMENT_BEGUN: Final = "log went on in a new segment"
     DISK_FULL: Final = "node silent while its disk is full"
     DISK_FULL_LEADER: Final = "leader silent while its disk is full"
+    STORE_FULL: Final = "node silent while its store has no space"
+    STORE_FULL_LEADER: Final = "leader silent while its store has no space"
     DISK_FAILED: Final = "node ended by a failing disk"
     DAMAGE_REFUSED: Final = "damaged log refused at the start"
     START_REFUSED: Final = "start refused because the disk is full"

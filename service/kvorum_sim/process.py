@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple, c
 
 from kvorum.consensus import frames
 from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surroundings
+from kvorum.core.errors import OutOfSpaceError
 from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
 from kvorum.storage.memory_staging import MemoryStaging
@@ -453,8 +454,12 @@ class Process:
         engine, begun = self.staging.engine, self.staging.engine.written_batches
 
         def finished() -> None:
-            engine.flush(begun)
-            done()
+            try:
+                engine.flush(begun)
+            except OutOfSpaceError:
+                self.consensus.applier.flush_refused()
+            else:
+                done()
 
         self.loop.call_later(self._chance.uniform(0.001, 0.05), finished)
 

@@ -58,7 +58,7 @@ class Scenario:
     def drawn(cls, seed: int, kinds: tuple[str, ...] | None = None, *, edge: bool | None = None) -> Scenario:
         """One to three kinds of fault, a cluster of three or five, and a pace; every third seed has the edge."""
         chance = random.Random(f"scenario {seed}")
-        drawn = tuple(sorted(chance.sample(sorted(nemesis.KINDS), chance.choice((1, 2, 2, 3)))))
+        drawn = _met_by_the_store(seed, chance.sample(_DRAWN, chance.choice((1, 2, 2, 3))))
         edge = _has_edge(seed, kinds) if edge is None else edge
         if edge and not kinds:
             drawn = _with_client_faults(seed, drawn)
@@ -81,6 +81,16 @@ class Scenario:
     def composition(self) -> str:
         """The kinds, for a report."""
         return ("edge: " if self.edge else "") + " + ".join(self.kinds)
+
+
+_DRAWN: Final = sorted(nemesis.KINDS.keys() - {"store full"})
+
+
+def _met_by_the_store(seed: int, kinds: list[str]) -> tuple[str, ...]:
+    """A full disk is met by the log in one half of the cases and by the store in the other."""
+    if random.Random(f"full {seed}").random() < 0.5:
+        kinds = ["store full" if kind == "disk full" else kind for kind in kinds]
+    return tuple(sorted(kinds))
 
 
 def _has_edge(seed: int, kinds: tuple[str, ...] | None) -> bool:
@@ -115,6 +125,8 @@ class Verdict:
     outcomes: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
     probes: dict[str, int] = field(default_factory=dict)
+    edge: bool = False
+    """Whether its clients were kvorum_client's."""
     replay: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -160,7 +172,7 @@ def examine(seed: int, kinds: tuple[str, ...] | None = None, *, edge: bool | Non
     """Play a seed and say what came of it, whatever it is."""
     scenario = Scenario.drawn(seed, kinds, edge=edge)
     replay = replay_command(seed, kinds, edge=edge)
-    verdict = Verdict(seed, scenario.composition, scenario.nodes, replay=replay)
+    verdict = Verdict(seed, scenario.composition, scenario.nodes, edge=scenario.edge, replay=replay)
     started = time.perf_counter()
     worlds: list[World] = []
 
@@ -296,6 +308,7 @@ def totals(verdicts: list[Verdict]) -> dict[str, Any]:
             counts.update(getattr(verdict, name))
     return {
         "histories": Counter(verdict.verdict for verdict in verdicts),
+        "edge_histories": sum(verdict.edge and verdict.verdict == "counted" for verdict in verdicts),
         "compositions": Counter(verdict.composition for verdict in verdicts),
         "checks": sum(verdict.checks for verdict in verdicts),
         "virtual_s": round(sum(verdict.virtual_s for verdict in verdicts), 1),

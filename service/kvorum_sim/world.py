@@ -508,7 +508,7 @@ class World:
         if event == "leadership changed" and fields["role"] == Role.LEADER:
             self.elections += 1
         elif event.startswith("disk full"):
-            self.probes[Probe.DISK_FULL] += 1
+            self.probes[Probe.STORE_FULL if fields["met_by"] == "store" else Probe.DISK_FULL] += 1
         elif event.startswith("a sync of the log hangs"):
             self.probes[Probe.SYNC_HANGS] += 1
 

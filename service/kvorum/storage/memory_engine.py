@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from kvorum.core.errors import LocalError, WriteStalledError
+from kvorum.core.errors import LocalError, OutOfSpaceError, WriteStalledError
 from kvorum.core.ports import EngineStatistics
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WRITE_BUFFER_BATCHES: Final = 4096
 """Batches after which the buffer is written out, as a full memtable would be; bounds what a crash can lose."""
+
+_FULL: Final = "the engine was told that there is no space"
 
 _Change: TypeAlias = tuple[bytes, bytes | None, bytes | None]
 """(key, value, None) puts, (key, None, None) deletes, (begin, None, end) deletes a range."""
@@ -103,10 +105,18 @@ class _FrozenView:
 
 
 class MemoryEngine:
-    """`core.ports.StorageEngine` in memory. Set ``stalled`` to make writes behave as behind a write stall."""
+    """
+    `core.ports.StorageEngine` in memory.
+
+    Set ``stalled`` to make writes behave as behind a write stall, ``full`` to have no space: as RocksDB does, it takes
+    writes until a flush has failed and refuses them from then on, until `go_on`.
+    """
 
     def __init__(self) -> None:
         self.stalled = False
+        self.full = False
+        self.refusing = False
+        """A flush has failed for want of space."""
         self._map = _Map([], {})
         self._flushed = self._map.copy()
         self._unflushed: list[list[_Change]] = []
@@ -137,6 +147,7 @@ class MemoryEngine:
 
         Raises:
             WriteStalledError: The engine was told to stall; nothing was written.
+            OutOfSpaceError: A flush has failed; nothing was written.
         """
         assert isinstance(batch, MemoryBatch), "a batch of another engine"
         if self._closed or batch.spent:
@@ -146,13 +157,17 @@ class MemoryEngine:
         if self.stalled:
             msg = "the engine was told to stall"
             raise WriteStalledError(msg)
+        if self.refusing:
+            raise OutOfSpaceError(_FULL)
         if self._map.watched:
             self._map = self._map.copy()
         self._map.apply(batch.changes)
         self._unflushed.append(batch.changes)
         self.written_batches += 1
         if len(self._unflushed) >= WRITE_BUFFER_BATCHES:
-            self.flush()
+            self.refusing = self.full
+            if not self.full:
+                self.flush()
 
     def snapshot(self) -> View:
         """A view that stays as it is now until dropped."""
@@ -165,12 +180,22 @@ class MemoryEngine:
 
         Args:
             batches: Only the first so many ever written: those from before a flush began that ends now. None: all.
+
+        Raises:
+            OutOfSpaceError: There is no space; nothing is lost.
         """
+        if self.full or self.refusing:
+            self.refusing = True
+            raise OutOfSpaceError(_FULL)
         later = 0 if batches is None else self.written_batches - batches
         count = max(len(self._unflushed) - later, 0)
         for changes in self._unflushed[:count]:
             self._flushed.apply(changes)
         del self._unflushed[:count]
+
+    def go_on(self) -> None:
+        """There is space again: take writes."""
+        self.full = self.refusing = False
 
     def statistics(self) -> EngineStatistics:
         """Figures for status and metrics."""
@@ -187,4 +212,5 @@ class MemoryEngine:
         for changes in self._unflushed[:unflushed_batches_kept]:
             survivor._map.apply(changes)
         survivor._flushed = survivor._map.copy()
+        survivor.full = self.full
         return survivor

@@ -188,7 +188,8 @@ def _core(work: Work) -> Catch | None:
 
 
 def _story(work: Work) -> Catch | None:
-    verdict = examine(work.seed, work.kinds or None, edge=False)
+    # Faults of clients bring clients with them; otherwise stories of nodes alone say more in the same time.
+    verdict = examine(work.seed, work.kinds or None, edge=None if work.kinds else False)
     if verdict.verdict != "failed":
         return None
     text = " ".join(verdict.reason.partition("\n")[0].split())

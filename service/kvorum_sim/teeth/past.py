@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kvorum_sim.teeth.mutation import Bug, edit
+from kvorum_sim.teeth.mutation import Bug, Edit, edit
 
 BUGS: Final = (
     Bug(
@@ -150,5 +150,31 @@ BUGS: Final = (
             ),
         ),
         tests=("unit/storage/test_wal_recovery.py",),
+    ),
+    Bug(
+        "past: members told once to a node that hears nothing",
+        0,
+        "An empty directory that is short of space when it gets its seat is never told so again, and waits for ever.",
+        (
+            edit(
+                "consensus.peering:Peering._report_received",
+                ("elif not (report.has_data or report.commit_index):", "elif False:"),
+            ),
+        ),
+        tests=(
+            "sim/test_member_changes.py::test_empty_directory_that_was_short_of_space_when_it_got_its_seat_joins_later",
+        ),
+    ),
+    Bug(
+        "past: client looks for the leader beyond its time",
+        0,
+        "A call of kvorum_client that knows no leader waits for status calls after its own time is over.",
+        (
+            Edit(
+                "kvorum_client.leader:LeaderTracker._freshen",
+                (("timeout=max(0.0, deadline.remaining)", "timeout=None"),),
+            ),
+        ),
+        kinds=("client cut", "crash"),
     ),
 )

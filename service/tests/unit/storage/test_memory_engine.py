@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvorum.core.errors import WriteStalledError
+from kvorum.core.errors import OutOfSpaceError, WriteStalledError
 from kvorum.storage.memory_engine import WRITE_BUFFER_BATCHES, MemoryEngine
 
 
@@ -52,3 +52,36 @@ def test_memory_engine_told_to_stall_refuses_and_changes_nothing() -> None:
     write(engine, 1)
 
     assert engine.statistics().keys == 1
+
+
+def test_memory_engine_without_space_takes_writes_until_a_flush_fails_and_loses_nothing() -> None:
+    """As RocksDB: the write buffer fills, a flush fails, then every write is refused whole until it goes on."""
+    engine = MemoryEngine()
+    engine.full = True
+    write(engine, 0)
+    with pytest.raises(OutOfSpaceError):
+        engine.flush()
+    with pytest.raises(OutOfSpaceError):
+        write(engine, 1)
+    assert engine.get(b"000001") is None
+    survivor = engine.crashed(1)
+    with pytest.raises(OutOfSpaceError):
+        survivor.flush()
+
+    engine.go_on()
+    write(engine, 1)
+    engine.flush()
+
+    assert engine.crashed().statistics().keys == 2
+
+
+def test_memory_engine_full_buffer_without_space_refuses_the_next_write() -> None:
+    """The write that fills the buffer is taken; nothing can be written out behind it."""
+    engine = MemoryEngine()
+    engine.full = True
+    for number in range(WRITE_BUFFER_BATCHES):
+        write(engine, number)
+    with pytest.raises(OutOfSpaceError):
+        write(engine, WRITE_BUFFER_BATCHES)
+
+    assert engine.crashed().statistics().keys == 0
