@@ -346,6 +346,12 @@ class SimulatedLinks:
                 if self._alive:
                     self._network.loop.call_soon(self._dial, peer, dial)
 
+    def dismiss(self, peer: NodeId, reason: str) -> None:
+        """See `core.ports.PeerLinks.dismiss`."""
+        for channel in self._network.into(self.node_id):
+            if channel.sender.node_id == peer:
+                self._network.loop.call_soon(channel.reset, reason)
+
     def _parted(self, peer: NodeId) -> None:
         """Report the link of a peer that is none any more, from the loop and before another one can come up."""
         if self._alive:

@@ -275,19 +275,23 @@ class Peering:
             return None
         if theirs != host.cluster_id:
             return f"it belongs to cluster {theirs.hex()}, this node to {host.cluster_id.hex()}"
-        seat = (peer, greeting.incarnation)
-        if seat in self._gone or (not self._holds_seat(*seat) and self._is_current(peer)):
-            index, committed = self._committed
-            held = committed.member(peer)
-            if seat not in self._gone and held is not None and held.incarnation in (0, greeting.incarnation):
-                # Safety: the caller takes what follows below as proof, and this change may still be overwritten.
-                return f"incarnation {greeting.incarnation:016x} of node {peer} is being removed or replaced"
-            return (
-                f"incarnation {greeting.incarnation:016x} of node {peer} holds no seat in this cluster: it was "
-                "removed or replaced; remove its data directory and let it join anew "
-                f"(configuration {index} of cluster {host.cluster_id.hex()})"
-            )
-        return None
+        return self._seat_flaw(peer, greeting.incarnation)
+
+    def _seat_flaw(self, peer: NodeId, incarnation: Incarnation) -> str | None:
+        """Why a data directory of this cluster may not take part; None if it may, or might be newer than this node."""
+        seat = (peer, incarnation)
+        if seat not in self._gone and (self._holds_seat(*seat) or not self._is_current(peer)):
+            return None
+        index, committed = self._committed
+        held = committed.member(peer)
+        if seat not in self._gone and held is not None and held.incarnation in (0, incarnation):
+            # Safety: the caller takes what follows below as proof, and this change may still be overwritten.
+            return f"incarnation {incarnation:016x} of node {peer} is being removed or replaced"
+        cluster = (self._host.cluster_id or _ZERO_ID).hex()
+        return (
+            f"incarnation {incarnation:016x} of node {peer} holds no seat in this cluster: it was removed or "
+            f"replaced; remove its data directory and let it join anew (configuration {index} of cluster {cluster})"
+        )
 
     def turned_away(self, peer: NodeId, reason: str) -> None:
         """
@@ -389,6 +393,12 @@ class Peering:
 
     def _report_received(self, peer: NodeId, incarnation: Incarnation, report: frames.Report) -> None:
         contacts = self._host.contacts
+        # It came while this node heard no leader and could not judge it, and hears nothing, for nobody dials it.
+        if report.has_data and report.commit_index < self._committed[0] and peer not in self._parting:
+            flaw = self._seat_flaw(peer, incarnation)
+            if flaw is not None and self._links is not None:
+                self._links.dismiss(peer, flaw)
+                return
         if peer not in contacts.reports and len(contacts.reports) >= REPORTS_MAX:
             return
         contacts.incarnations[peer] = incarnation

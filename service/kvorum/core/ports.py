@@ -290,6 +290,10 @@ class PeerLinks(Protocol):
         """Who the peers are from now on: new ones are dialled, links to others are closed. May be called any time."""
         ...
 
+    def dismiss(self, peer: NodeId, reason: str) -> None:
+        """Close the connection that a peer has dialled here, if it stands: it dials again, and is judged anew."""
+        ...
+
     def fetch(self, peer: NodeId, request: bytes) -> AsyncIterator[bytes]:
         """
         Ask a peer for a stream over a connection of its own; the peer's `PeerHandler.serve_stream` answers.

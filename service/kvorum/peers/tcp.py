@@ -129,6 +129,12 @@ class TcpPeerLinks:
             else:
                 self._add(peer)
 
+    def dismiss(self, peer: NodeId, reason: str) -> None:
+        """See `core.ports.PeerLinks.dismiss`."""
+        caller = self._callers.get(peer)
+        if caller is not None:
+            caller.finish(reason)
+
     def _add(self, peer: NodeId) -> None:
         """Dial a peer from now on."""
         if peer == self._node_id:

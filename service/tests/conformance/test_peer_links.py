@@ -421,6 +421,24 @@ def test_peer_that_is_set_later_gets_links_both_ways_and_one_that_leaves_is_repo
     world.run(story())
 
 
+def test_caller_that_is_dismissed_dials_again_and_is_judged_anew(world: World) -> None:
+    """Only its own link ends; ours to it stands. To dismiss who has not called does nothing."""
+
+    async def story() -> None:
+        a, b = await pair(world)
+        a.links.dismiss(7, "nobody")
+        a.links.dismiss(1, "no seat")
+        await until(lambda: b.heard.down == [0])
+        await until(lambda: b.is_up(0))
+        assert a.heard.down == []
+        assert b.send(0, b"here again") is True
+        await until(lambda: len(a.heard.frames) == 1)
+        for node in (a, b):
+            await node.links.stop()
+
+    world.run(story())
+
+
 def test_peer_that_leaves_and_returns_at_once_is_reported_down_before_it_is_up(world: World) -> None:
     """Ups and downs of one peer alternate however fast the peers change, with equal calls changing nothing."""
 

@@ -216,6 +216,28 @@ def test_pod_removed_behind_its_back_and_wanted_again_learns_it_and_joins_anew(s
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_pod_removed_behind_its_back_learns_it_from_members_that_had_no_leader_when_it_came(seed) -> None:
+    """All start at once: nobody can judge yet whether it has a seat, and later nobody dials it."""
+    pods = StatefulSet(seed, nodes=3, replicas=3)
+
+    async def story():
+        wanted = await grown(pods)
+        pods.kill(2)
+        pods.scale(2)
+        await pods.settled({0, 1})
+        await asyncio.sleep(1)
+        pods.kept_down.clear()
+        for ordinal in (0, 1):
+            pods._gone(ordinal)
+        pods.scale(3)
+        await pods.settled({0, 1, 2})
+        assert len(pods.failed) == 1, pods.failed
+        await data_is_there(pods, wanted)
+
+    pods.world.run(story())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_cluster_scaled_to_zero_comes_back_as_it_was(seed) -> None:
     """Hibernation: nobody leaves, and all data is there when the same size is asked for again."""
     pods = StatefulSet(seed, nodes=3, replicas=3)
