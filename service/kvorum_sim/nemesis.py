@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 CHANGE_S: Final = 25.0
 """How long a change of the members may take while other things go wrong."""
 
+STOP_S: Final = 20.0
+"""After so long a process that was told to stop is killed, as Kubernetes does."""
+
 TRAP_S: Final = 3.0
 """How long a trap may wait for bytes that it can tear."""
 
@@ -468,6 +471,25 @@ KINDS: Final[dict[str, Strike]] = {
 }
 
 
+async def _planned_stop(world: World) -> bool:
+    """A node is told to stop, as by a rolling restart, and started again; whatever else happens may end it first."""
+    process = _victim(world)
+    if process is None or process.consensus.machine is None:
+        return False
+    stopping = process.stop()
+    end = world.now() + STOP_S
+    while not stopping.done() and process.alive and world.now() < end:  # noqa: ASYNC110 - polls virtual time
+        await asyncio.sleep(0.005)
+    stopped = stopping.done() and not stopping.cancelled()
+    if stopped:
+        stopping.result()
+    if process.alive:
+        world.crash(process.node_id, power=True)
+    await asyncio.sleep(world.chance.choice((0.01, 0.3, 1.0)) * world.chance.random())
+    _restart(world, process.node_id)
+    return stopped
+
+
 async def _client_cut(world: World) -> bool:
     """Nothing passes between some clients and some nodes, both ways or one."""
     sockets, chance = _sockets(world), world.chance
@@ -528,6 +550,7 @@ def _sockets(world: World) -> SimulatedSockets:
 
 
 CLIENT_KINDS: Final[dict[str, Strike]] = {
+    "planned stop": _planned_stop,
     "client cut": _client_cut,
     "client reset": _client_reset,
     "torn reply": _torn_reply,

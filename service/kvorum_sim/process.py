@@ -52,6 +52,9 @@ Ts = TypeVarTuple("Ts")
 WALL_START_MS = 1_700_000_000_000
 """What the wall clock shows when a simulation begins."""
 
+STOP_GRACE_S: Final = 5.0
+"""As `app.node`'s."""
+
 HASH_SPACING: Final = 64
 """The state is hashed at every multiple of this index, on every node, and compared."""
 
@@ -420,6 +423,19 @@ class Process:
         if self._clients is not None:
             self.server = serve_clients(self, self._clients)
         self._hash_later()
+
+    def stop(self) -> asyncio.Task[None]:
+        """Begin a planned stop; once it is done, what is left of the process is for `crash`."""
+        return self.loop.create_task(self._stop())
+
+    async def _stop(self) -> None:
+        """In the order of `app.node`."""
+        self.consensus.unready()
+        await self.consensus.hand_over()
+        if self.server is not None and self._clients is not None:
+            self._clients.sockets.close(self.node_id)
+            await self.server.stop(STOP_GRACE_S)
+        await self.consensus.stop(STOP_GRACE_S)
 
     def crash(self, *, power: bool) -> Disk:
         """End here and now; returns what the next process finds. With ``power`` the page cache stays."""

@@ -182,6 +182,10 @@ class SimulatedSockets:
                 if isinstance(end.place, str):
                     end.lost(TimeoutError(errno.ETIMEDOUT, "no acknowledgement came"))
 
+    def close(self, node_id: NodeId) -> None:
+        """A process takes no more connections; those that stand go on."""
+        self._listeners.pop(node_id, None)
+
     def crash(self, node_id: NodeId, *, power: bool) -> None:
         """A process is gone; its machine says so to its clients, if it still has power."""
         self._listeners.pop(node_id, None)

@@ -90,7 +90,8 @@ class ThriftServer:
         self._log = logger or log
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}
+        """All that are open, oldest first: a set's order would differ from run to run."""
         self._marked: list[Connection] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._empty = asyncio.Event()
@@ -172,7 +173,7 @@ class ThriftServer:
         if len(self._connections) >= self.settings.connections_max and not self._make_room():
             self.connections_refused += 1
             return False
-        self._connections.add(connection)
+        self._connections[connection] = None
         self._empty.clear()
         return True
 
@@ -185,13 +186,13 @@ class ThriftServer:
         if idle is None or self.edge.clock() - idle.received < self.settings.connection_idle_s:
             return False
         self.connections_displaced += 1
-        self._connections.discard(idle)
+        self._connections.pop(idle, None)
         idle.abort()
         return True
 
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if not self._connections:
             self._empty.set()
 

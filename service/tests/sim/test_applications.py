@@ -12,9 +12,10 @@ from kvorum.core.operations import Applied, MutationKind
 from kvorum_client import calls, connection
 from kvorum_client.connection import ConnectionLostError
 from kvorum_client.retry import CallKind, Retry
-from kvorum_sim import edge, nemesis
+from kvorum_sim import applications, edge, nemesis
+from kvorum_sim.linearizability import Outcome
 from kvorum_sim.probes import Probe
-from kvorum_sim.scenario import EDGE_EVERY, Scenario, Verdict, examine
+from kvorum_sim.scenario import EDGE_EVERY, Scenario, Verdict, examine, play_out
 
 if TYPE_CHECKING:
     from kvorum_client.calls import Caller
@@ -79,6 +80,18 @@ def test_share_of_seeds_with_the_edge() -> None:
     assert Scenario.drawn(3).nodes == without.nodes
     assert dataclasses.replace(without, edge=True, kinds=Scenario.drawn(3).kinds).pause_s == without.pause_s
     assert examine(3, ("crash",), edge=True).replay.endswith("3 --kind 'crash' --edge")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_planned_stops_fail_no_call_of_a_client(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes are stopped and started again, ten times or more: nothing but conflicts is ever told to anybody."""
+    monkeypatch.setattr(applications, "RESTART_SHARE", 0.0)
+    world, reason = play_out(seed, ("planned stop",), edge=True)
+
+    assert reason == ""
+    assert world.faults["planned stop"] >= 10
+    assert [refusal for refusal in world.refusals if refusal[0] != "CONFLICT"] == []
+    assert world.outcomes[Outcome.UNKNOWN] == 0
 
 
 # --- the judges have teeth -----------------------------------------------------------------------------------------
