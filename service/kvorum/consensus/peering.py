@@ -307,7 +307,7 @@ class Peering:
         if self.joining:
             # Which configuration gave the seat is not in the log yet, and the peer may be older than that. Who is
             # wrong here gives up a seat like a lost disk: the leader gives it to the directory that comes next.
-            if host.contact_age_s() < FORSAKEN_S:
+            if host.contact_age_s() < FORSAKEN_S or not host.speaks:  # deaf while it installs a snapshot
                 return
             known = host.machine.last_index
         if found[2] == host.cluster_id.hex() and int(found[1]) > known:

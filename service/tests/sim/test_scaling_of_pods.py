@@ -454,3 +454,81 @@ def test_pod_removed_before_its_log_showed_its_seat_joins_anew(seed) -> None:
         await data_is_there(pods, wanted)
 
     world.run(story())
+
+
+class Mishaps:
+    """What happens to pods beside being scaled; all of it passes, and no two disks are lost at once."""
+
+    def __init__(self, pods, chance):
+        self._pods = pods
+        self._chance = chance
+        self._cuts = []
+
+    def all_restart(self):
+        for ordinal in sorted(self._pods.present - self._pods._ending.keys()):
+            self._pods._gone(ordinal)
+        self._pods.reconcile()
+
+    def machine_lost(self):
+        if len(self._pods.present) > 2 and not self._pods.kept_down:
+            self._pods.kill(self._chance.choice(sorted(self._pods.present)))
+
+    def machine_back(self):
+        self._pods.kept_down.clear()
+        self._pods.reconcile()
+
+    def disk_lost(self):
+        pods = self._pods
+        steady = pods.members() == pods.wanted == pods.present and not pods.kept_down and not pods._ending
+        if steady and len(pods.wanted) >= 3 and not self._cuts:
+            ordinal = self._chance.choice(sorted(pods.wanted))
+            pods.kill(ordinal)
+            pods.world.wipe(ordinal)
+            pods.bring_back(ordinal)
+
+    def cut(self):
+        if len(self._pods.present) > 1:
+            self._cuts.append(self._chance.sample(sorted(self._pods.present), 2))
+            self._pods.world.cut(*self._cuts[-1])
+
+    def heal(self):
+        while self._cuts:
+            self._pods.world.heal(*self._cuts.pop())
+
+    def removed_by_hand(self):
+        leader = self._pods.world.leader()
+        if leader is not None and len(leader.consensus.members.voters) > 3:
+            change = Change(Action.REMOVE, self._chance.choice(leader.consensus.members.voters))
+            leader.consensus.membership.ask(change, 5.0, lambda _: None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pods_come_together_again_after_whatever_happened(seed) -> None:
+    """Sizes from none to five, lost machines and disks, cuts, removals by hand: in the end all vote, with all data."""
+    pods = StatefulSet(seed, nodes=5, replicas=5)
+    chance = random.Random(f"mishaps {seed}")
+    mishaps = Mishaps(pods, chance)
+    names = [name for name in vars(Mishaps) if not name.startswith("_")]
+
+    async def story():
+        wanted = await grown(pods)
+        for step in range(20):
+            if chance.random() < 0.25:
+                pods.scale(chance.randint(0, 5))
+            elif pods.present and chance.random() < 0.2:
+                wanted |= await written(pods.world, chance.choice(sorted(pods.present)), 2, b"%d-" % step)
+            else:
+                name = chance.choice(names)
+                getattr(mishaps, name)()
+                await asyncio.sleep(30 if name == "disk_lost" else 0)
+            await asyncio.sleep(chance.uniform(0, 30))
+        mishaps.heal()
+        pods.kept_down.clear()
+        pods.scale(5)
+        await pods.settled(range(5), within_s=600)
+        pods.scale(3)
+        await pods.settled(range(3), within_s=400)
+        assert {process.consensus.cluster_id for process in pods.world.alive} == {pods.world.record}
+        await data_is_there(pods, wanted)
+
+    pods.world.run(story())
