@@ -217,7 +217,7 @@ class Node:
     async def stop(self) -> None:
         """Finish what is under way within the grace, then close everything; durable state needs no flush."""
         self.consensus.unready()
-        await self.consensus.hand_over()
+        await self.consensus.hand_over(self.pod.scaler.heir() if self.pod is not None else None)
         if self.pod is not None:
             await self.pod.drain()
         await self.server.stop(STOP_GRACE_S)

@@ -34,6 +34,7 @@ from kvorum.discovery.scaling import (
     Stop,
     Wait,
     decide,
+    find_heir,
     watch_absences,
 )
 from kvorum.observe.metrics import Metric, gauge
@@ -306,6 +307,7 @@ class Scaler:
         for member in consensus.members.members:
             node_id = member.node_id
             age_s = consensus.contacts.seat_age_s(node_id, now)
+            report = consensus.contacts.reports.get(node_id)
             behind = machine.commit_index - matches.get(node_id, machine.commit_index)
             seats.append(
                 Seat(
@@ -314,6 +316,7 @@ class Scaler:
                     reachable=node_id == consensus.node_id or (age_s is not None and age_s < silent_s),
                     caught_up=behind <= CAUGHT_UP_ENTRIES,
                     pod_absent=absent.get(node_id),
+                    uptime_s=report.uptime_ms / 1000 if report is not None else float("inf"),
                 )
             )
         return tuple(seats)
@@ -477,6 +480,13 @@ class Scaler:
         if not isinstance(intent, Intent) or intent.deleting or not intent.replicas:
             return []
         return [member.node_id for member in self._seats if not intent.wants(member.node_id)]
+
+    def heir(self) -> NodeId | None:
+        """Who is to lead when this node stops; None: whoever has most of the log."""
+        intent = self._intent
+        if not isinstance(intent, Intent) or intent.deleting or not intent.replicas:
+            return None
+        return find_heir(self._pod.ordinal, intent, self._seen({}))
 
     def wants(self, node_id: NodeId) -> bool:
         """Whether the StatefulSet has a pod of this ordinal, as far as was read."""

@@ -190,9 +190,9 @@ class ConsensusManager(Reporting):
         """Tell /readyz that this node goes away; it still serves."""
         self._leaving = True
 
-    async def hand_over(self) -> None:
+    async def hand_over(self, heir: NodeId | None = None) -> None:
         """Before a planned stop: if this node leads, let another one, while it serves on; bounded."""
-        await self.membership.hand_over()
+        await self.membership.hand_over(heir)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new work, give what is under way up to ``grace_s``, then stop links and log."""

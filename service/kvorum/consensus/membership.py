@@ -394,18 +394,19 @@ class Membership:
         text = "the other node did not take over in time; this node still leads"
         return transfers, Outcome(ok=False, text=text, configuration=machine.configuration) if transfers else None
 
-    async def hand_over(self) -> None:
+    async def hand_over(self, heir: NodeId | None = None) -> None:
         """
         Before a planned stop: let another voter lead, while everything goes on; a leader without one just returns.
 
-        Bounded by two election timeouts. Writes that come meanwhile wait, and go to the next leader.
+        ``heir`` leads then if it can; without one, the voter that has most of the log. Bounded by two election
+        timeouts. Writes that come meanwhile wait, and go to the next leader.
         """
         host = self._host
         machine = host.machine
         if machine is None or not host.is_leader or self._transfer_flaw(machine, None) is not None:
             return
         end = host.clock() + 2 * host.settings.timings.election_timeout_s
-        host.feed(TransferAsked(None))
+        host.feed(TransferAsked(None if heir is None or self._transfer_flaw(machine, heir) else heir))
         while host.clock() < end and machine.leader in (None, host.node_id):  # a poll per tick, in shut-down only
             if machine.role == Role.LEADER and machine.transferring_to is None:
                 break

@@ -98,6 +98,8 @@ class Seat:
     caught_up: bool = True
     pod_absent: bool | None = None
     """None: not asked, or nobody could say."""
+    uptime_s: float = float("inf")
+    """Age of its process, as it has said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,20 @@ class Wait:
 Decision: TypeAlias = Stop | Leave | Add | Remove | Wait
 
 
+def find_heir(own: NodeId, intent: Intent, seats: Iterable[Seat]) -> NodeId | None:
+    """
+    Who is to lead when this node stops: a wanted voter that can be reached and has caught up.
+
+    The one that started last: in a rollout it has been restarted already, and leadership stays there (operations L16).
+    """
+    heirs = [
+        seat
+        for seat in seats
+        if seat.node_id != own and intent.wants(seat.node_id) and seat.voter and seat.reachable and seat.caught_up
+    ]
+    return min(heirs, key=lambda seat: seat.uptime_s).node_id if heirs else None
+
+
 def decide(situation: Situation) -> Decision:
     """The next step, at most one: what is done changes the situation, and then it is looked at again."""
     return _reconcile(situation) if situation.stopping_s is None else _part(situation, situation.stopping_s)
@@ -269,18 +285,7 @@ def _part(s: Situation, stopping_s: float) -> Decision:
         return Wait(ScaleState.LEAVING, "none of the wanted pods is a member yet: somebody has to hand the data on")
     if not s.leads:
         return Leave(ScaleState.LEAVING, f"scaled to {intent.replicas}: ordinal {s.own} is not wanted any more")
-    heir = next(
-        (
-            other.node_id
-            for other in s.seats
-            if other.node_id != s.own
-            and intent.wants(other.node_id)
-            and other.voter
-            and other.reachable
-            and other.caught_up
-        ),
-        None,
-    )
+    heir = find_heir(s.own, intent, s.seats)
     if heir is not None:
         return Leave(
             ScaleState.LEAVING,

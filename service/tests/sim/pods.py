@@ -198,7 +198,7 @@ class StatefulSet:
                 self.left[ordinal] = await self.scalers[ordinal].stopping()
                 if self.world.process(ordinal) is process:
                     process.consensus.unready()
-                    await process.consensus.hand_over()
+                    await process.consensus.hand_over(self.scalers[ordinal].heir())
         finally:
             self._ending.pop(ordinal, None)
             if self.world.process(ordinal) is process and ordinal in self.present:

@@ -97,6 +97,24 @@ def test_pods_that_restart_one_by_one_keep_their_seats(seed) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_leadership_moves_to_pods_that_have_restarted_already(seed) -> None:
+    """In a rollout from the last ordinal down the leader hands over to a new process where there is one."""
+    pods = StatefulSet(seed, nodes=3, replicas=3)
+
+    async def story():
+        await grown(pods)
+        await lead(pods, 1)
+        for ordinal in (2, 1, 0):
+            await pods.stop(ordinal)
+            await pods.settled({0, 1, 2})
+            leader = pods.world.leader()
+            assert leader.node_id == (1 if ordinal == 2 else 2)
+            await asyncio.sleep(2)  # virtual; a rollout gives more (minReadySeconds), and every node tells its age
+
+    pods.world.run(story())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_pod_that_died_while_it_was_scaled_away_is_removed_after_a_while(seed) -> None:
     """Nobody was there to leave: the leader waits out the time, and says what it did."""
     pods = StatefulSet(seed, nodes=3, replicas=3)
