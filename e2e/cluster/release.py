@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -149,6 +150,10 @@ class Release:
         """Delete the volume claim of one pod; it goes once the pod has gone."""
         self.kubectl("delete", "pvc", f"data-{NAME}-{ordinal}", "--wait=false")
 
+    def volume(self, ordinal: int) -> str:
+        """Identity of the volume claim of one pod: another one after it was deleted and made again."""
+        return str(self.kubectl.get("pvc", f"data-{NAME}-{ordinal}")["metadata"]["uid"])
+
     def delete_volumes(self) -> None:
         """Delete all volume claims, and wait."""
         self.kubectl("delete", "pvc", "--all", "--wait=true", timeout_s=READY_S)
@@ -197,7 +202,9 @@ class Release:
 
     def ready(self, replicas: int, within_s: float = READY_S) -> None:
         """Wait until `is_ready`."""
+        started = time.monotonic()
         wait_until(lambda: self.is_ready(replicas), f"{replicas} pods are ready and the members", within_s)
+        say(f"{replicas} pods are ready and the members after {time.monotonic() - started:.0f} s")
 
     def view(self, pod: str) -> View:
         """What a pod knows of the cluster."""

@@ -85,13 +85,14 @@ def test_scale_pod_zero_whose_volume_was_wiped_joins_its_old_cluster(
     """An empty ordinal 0 forms no second cluster: it becomes a member again, and everybody has the same id."""
     release.install()
     running = writers(timeout_s=PATIENT_S)
-    before = release.cluster_ids()
+    before, volume = release.cluster_ids(), release.volume(0)
 
     release.delete_volume(0)
     release.delete_pod("kvorum-0")
     running.go_on()
     release.ready(3)
 
+    assert volume != release.volume(0), "the old volume is still there: nothing was tested"
     assert before == release.cluster_ids()
     running.go_on()
     running.finish()
