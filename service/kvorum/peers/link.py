@@ -13,6 +13,7 @@ from kvorum.core.errors import LocalError
 from kvorum.core.limits import PEER_FRAME_BYTES_MAX, PEER_QUEUE_BYTES_MAX
 from kvorum.observe.histogram import LatencyHistogram
 from kvorum.peers.connection import DialledConnection
+from kvorum.peers.dialling import dial
 from kvorum.peers.frames import FRAME_HEADER, FRAME_HEADER_BYTES, FrameKind
 from kvorum.peers.limits import (
     BACKOFF_S_MAX,
@@ -249,7 +250,7 @@ class OutgoingLink:
             self._dialled = self._endpoints[self._peer]
             host, port = split_endpoint(self._dialled)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await self._loop.create_connection(self._new_connection, host, port)
+                _, connection = await dial(self._loop, self._new_connection, host, port)
         except TimeoutError:
             self._dials_failed += 1
             return f"no connection within {CONNECT_TIMEOUT_S} s"

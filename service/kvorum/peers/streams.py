@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, cast
 
 from kvorum.core.errors import LocalError, RemoteError
 from kvorum.core.limits import PEER_FRAME_BYTES_MAX
 from kvorum.peers.connection import tune
+from kvorum.peers.dialling import dial
 from kvorum.peers.frames import (
     FRAME_HEADER,
     FRAME_HEADER_BYTES,
@@ -145,15 +146,20 @@ class StreamReader:
                 self._writer.transport.abort()
 
     async def _dial(self) -> asyncio.StreamReader:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=_READ_BUFFER_BYTES, loop=loop)
         try:
             host, port = split_endpoint(self._endpoint)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                reader, writer = await asyncio.open_connection(host, port, limit=_READ_BUFFER_BYTES)
+                transport, protocol = await dial(
+                    loop, lambda: asyncio.StreamReaderProtocol(reader, loop=loop), host, port
+                )
         except TimeoutError:
             self._fail(f"no connection within {CONNECT_TIMEOUT_S} s")
         except (OSError, ValueError) as error:
             self._fail(f"cannot connect: {error}")
-        self._writer = writer
+        # uvloop's transports are write transports without saying so.
+        self._writer = writer = asyncio.StreamWriter(cast("asyncio.WriteTransport", transport), protocol, reader, loop)
         tune(writer.transport)
         return reader
 
