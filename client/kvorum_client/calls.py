@@ -169,7 +169,7 @@ class Caller:
         unknown = False
         pauses = 0
         for _ in range(ATTEMPTS_MAX):
-            if len(avoid) >= len(self.nodes.pools):
+            if len(avoid) >= len(self.nodes.pools) and not self.nodes.take_spares():
                 avoid.clear()
                 pauses += 1
                 await self._pause(pauses, deadline)

@@ -94,13 +94,13 @@ class LeaderTracker:
                 return self.pools[self.leader]
         fresh = [pool for endpoint, pool in self.pools.items() if endpoint not in avoid]
         candidates = fresh or list(self.pools.values())
-        rested = [pool for pool in candidates if pool.rest_s <= 0] or self._take_spares()
+        rested = [pool for pool in candidates if pool.rest_s <= 0] or self.take_spares()
         if rested:
             return self._random.choice(rested)
         return min(candidates, key=lambda pool: pool.rest_s)
 
-    def _take_spares(self) -> list[NodePool]:
-        """Take in the members that were named while somebody still answered."""
+    def take_spares(self) -> list[NodePool]:
+        """Take in the members that were named while somebody still answered; the new ones."""
         spares, self._spares = self._spares, ()
         return [self.pools[spare] for spare in spares if spare not in self.pools and self._learn(spare)]
 

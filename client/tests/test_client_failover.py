@@ -97,8 +97,9 @@ async def test_set_hint_outside_the_configured_endpoints_is_followed(nodes, stat
     assert [0, 0, 1] == [node.count("setKey") for node in nodes]
 
 
-async def test_set_only_configured_node_gone_goes_to_the_members_it_had_named(nodes, status_of):
-    """A client that was given one endpoint leaves it when it is gone: it has asked who else is there."""
+@pytest.mark.parametrize("gone", [True, False])
+async def test_set_only_configured_node_lost_goes_to_the_members_it_had_named(nodes, status_of, gone):
+    """A client that was given one endpoint leaves it when it is gone, or cut off: it has asked who else is there."""
     members = [
         kvorum_idl.MemberInfo(node_id=number, kv_endpoint=node.endpoint, voter=True)
         for number, node in enumerate(nodes)
@@ -110,7 +111,10 @@ async def test_set_only_configured_node_gone_goes_to_the_members_it_had_named(no
             while client._caller.nodes._spares == ():
                 await asyncio.sleep(0)
         assert [1, 0, 0] == [node.count("setKey") for node in nodes], "the others are asked only in need"
-        await nodes[0].stop()
+        if gone:
+            await nodes[0].stop()
+        else:
+            nodes[0].on("setKey", write_refused("UNAVAILABLE"))
 
         await client.set(b"k", b"v")
 
