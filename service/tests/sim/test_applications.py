@@ -18,19 +18,19 @@ from kvorum_sim.probes import Probe
 from kvorum_sim.scenario import EDGE_EVERY, Scenario, Verdict, examine, play_out
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kvorum_client.calls import Caller
     from kvorum_client.errors import KvorumError
     from kvorum_client.pool import NodePool
 
 
-def convictions(seeds: range, kinds: tuple[str, ...] | None = None) -> list[str]:
-    """Why each failed seed failed."""
-    found = []
+def convictions(seeds: range, kinds: tuple[str, ...]) -> Iterator[str]:
+    """Why each failed seed failed; nothing is played that nobody asks for."""
     for seed in seeds:
         verdict = examine(seed, kinds, edge=True)
         if verdict.verdict == "failed":
-            found.append(verdict.reason)
-    return found
+            yield verdict.reason
 
 
 def counted(verdict: Verdict) -> Verdict:
@@ -39,7 +39,7 @@ def counted(verdict: Verdict) -> Verdict:
     return verdict
 
 
-@pytest.mark.parametrize("seed", range(30_000, 30_010))
+@pytest.mark.parametrize("seed", range(30_000, 30_006))
 def test_applications_of_a_seed_lose_nothing(seed: int) -> None:
     """The seed's own mix of faults costs clients no promise; see the verdict for the replay command."""
     verdict = examine(seed, edge=True)
@@ -56,11 +56,12 @@ def test_every_fault_of_clients_takes_effect_and_breaks_nothing(kind: str) -> No
 
 def test_applications_meet_the_rare_states_of_their_retries() -> None:
     """A handful of seeds reaches every state that the retries are made for."""
-    reached = set()
-    for seed in range(30_020, 30_030):
-        reached |= {name for name, count in examine(seed, edge=True).probes.items() if count}
     rare = {Probe.CLIENT_DEDUPLICATED, Probe.CLIENT_FAILOVER, Probe.CLIENT_RESOLVED, Probe.REPLY_TORN}
-    assert set() == rare - reached
+    for seed in range(30_020, 30_032):
+        rare -= {name for name, count in examine(seed, edge=True).probes.items() if count}
+        if not rare:
+            break
+    assert set() == rare
 
 
 def test_applications_same_seed_twice_gives_the_identical_run() -> None:
@@ -82,7 +83,7 @@ def test_share_of_seeds_with_the_edge() -> None:
     assert examine(3, ("crash",), edge=True).replay.endswith("3 --kind 'crash' --edge")
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_planned_stops_fail_no_call_of_a_client(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes are stopped and started again, ten times or more: nothing but conflicts is ever told to anybody."""
     monkeypatch.setattr(applications, "RESTART_SHARE", 0.0)
@@ -121,7 +122,7 @@ def test_client_that_calls_a_lost_write_not_done_is_convicted(monkeypatch: pytes
 
     judge = calls.Caller._judge
     monkeypatch.setattr(calls.Caller, "_judge", certain)
-    assert convictions(range(4), ("torn reply", "client reset"))
+    assert any(convictions(range(4), ("torn reply", "client reset")))
 
 
 def test_edge_that_answers_before_the_write_is_applied_is_convicted(monkeypatch: pytest.MonkeyPatch) -> None:
