@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from kvorum.core.errors import ErrorCode
 from kvorum.core.operations import Applied
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 UNKNOWN_CODES = frozenset({ErrorCode.TIMEOUT, ErrorCode.INTERNAL})
 """Refusals of a write that may still have taken effect."""
+
+DEADLINE_SLACK_S: Final = 0.5
+"""A call may end this much after its deadline (contract section 1.3)."""
 
 
 class Violation(AssertionError):  # noqa: N818 - not an error of the program that runs but of the one that is judged

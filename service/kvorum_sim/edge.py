@@ -15,7 +15,7 @@ from kvorum.core.operations import Applied
 from kvorum.thrift.protocol.scanner import Malformed
 from kvorum.thrift.server import ThriftServer
 from kvorum.thrift.settings import ThriftSettings
-from kvorum_sim.calls import UNKNOWN_CODES
+from kvorum_sim.calls import DEADLINE_SLACK_S, UNKNOWN_CODES
 from kvorum_sim.probes import Probe
 from kvorum_sim.sockets import SimulatedSockets
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from kvorum.core.ids import Index, NodeId
     from kvorum.core.ports import PendingRead, PendingWrite
     from kvorum.core.status import NodeReport
-    from kvorum.routing.manager import RoutingManager
     from kvorum_sim.loop import VirtualLoop
     from kvorum_sim.network import SimulatedNetwork
     from kvorum_sim.process import Process
@@ -58,7 +57,7 @@ class Clients:
         self.sockets = SimulatedSockets(loop, network, seed=seed, probes=probes)
         self.attempts: dict[tuple[bytes, int], list[Attempt]] = {}
         """Every attempt of every write that has an identity."""
-        self._violated = violated
+        self.violated = violated
 
     def crash(self, process: Process, *, power: bool) -> None:
         """A process ends."""
@@ -66,7 +65,7 @@ class Clients:
         self.sockets.crash(process.node_id, power=power)
 
     def judge(self, process: Process) -> None:
-        """Clients of ours send nothing that is no message, except when they are cut off."""
+        """Clients of ours send nothing that is no message, except when they are cut off; every write is answered."""
         assert process.server is not None
         odd = {
             reason: count
@@ -74,13 +73,17 @@ class Clients:
             if count and reason != Malformed.CUT_SHORT
         }
         if odd:
-            self._violated(f"{process!r} took what a client sent for malformed: {odd}")
+            self.violated(f"{process!r} took what a client sent for malformed: {odd}")
+        for attempts in self.attempts.values():
+            for attempt in attempts:
+                if attempt.process is process and attempt.outcome is None and attempt.is_late:
+                    self.violated(f"{attempt} is not decided")
 
 
 def serve_clients(process: Process, clients: Clients) -> ThriftServer:
     """Let a process listen for clients."""
     server = ThriftServer(
-        _WatchedRouting(process.routing, process.node_id, clients),
+        _WatchedRouting(process, clients),
         process.executor,
         ThriftSettings(),
         clock=process.clock,
@@ -98,9 +101,23 @@ def serve_clients(process: Process, clients: Clients) -> ThriftServer:
 class Attempt:
     """One time that a write reached a node."""
 
-    node_id: NodeId
+    process: Process
+    deadline: float
+    """On the clock of the process."""
     outcome: Applied | Refusal | None = None
     """What the edge was told; None while it was not, or when its node died first."""
+
+    @property
+    def node_id(self) -> NodeId:
+        """Who was asked."""
+        return self.process.node_id
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the answer is overdue (contract section 1.3); a process that stood still may need a moment."""
+        process = self.process
+        rested = process.loop.time() - process.loop.resumed_at > DEADLINE_SLACK_S
+        return process.alive and not process.paused and rested and process.clock() - self.deadline > DEADLINE_SLACK_S
 
     @property
     def certainly_failed(self) -> bool:
@@ -129,6 +146,8 @@ class _WatchedWrite:
     def decided(self, index: Index, outcome: Applied | Refusal) -> None:
         """The write is decided, on its node."""
         attempt, probes = self._attempt, self._clients.probes
+        if attempt.is_late:
+            self._clients.violated(f"{attempt} is decided late: {outcome}")
         attempt.outcome = outcome
         open_ones = [earlier for earlier in self._earlier if not earlier.certainly_failed]
         if isinstance(outcome, Applied) and open_ones:
@@ -141,17 +160,17 @@ class _WatchedWrite:
 class _WatchedRouting:
     """The real routing, with a look at the writes."""
 
-    def __init__(self, routing: RoutingManager, node_id: NodeId, clients: Clients) -> None:
-        self._routing = routing
-        self._node_id = node_id
+    def __init__(self, process: Process, clients: Clients) -> None:
+        self._process = process
+        self._routing = process.routing
         self._clients = clients
-        self.default_level = routing.default_level
+        self.default_level = process.routing.default_level
 
     def write(self, body: bytes, pending: PendingWrite, received: float, deadline: float) -> None:
         identity = identity_of(body)
         if identity is not None:
             earlier = self._clients.attempts.setdefault(identity, [])
-            attempt = Attempt(self._node_id)
+            attempt = Attempt(self._process, deadline)
             is_commit = body[0] & ~IDENTIFIED == OPCODE_COMMIT
             pending = _WatchedWrite(pending, attempt, list(earlier), self._clients, is_commit=is_commit)
             earlier.append(attempt)

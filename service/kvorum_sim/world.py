@@ -21,7 +21,7 @@ from kvorum.core.errors import ErrorCode, StorageFailedError
 from kvorum.core.machine import Role
 from kvorum.core.operations import Consistency
 from kvorum.storage.memory_engine import MemoryEngine
-from kvorum_sim.calls import Call, Violation
+from kvorum_sim.calls import DEADLINE_SLACK_S, Call, Violation
 from kvorum_sim.disk import LogDisk
 from kvorum_sim.edge import Clients
 from kvorum_sim.inspector import Inspector
@@ -46,9 +46,6 @@ T = TypeVar("T")
 
 REQUEST_TIMEOUT_S: Final = 10.0
 """Deadline of a client's call, as by default."""
-
-DEADLINE_SLACK_S: Final = 0.5
-"""A call may end this much after its deadline (contract section 1.3)."""
 
 
 def seat(node_id: NodeId) -> Member:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -154,3 +155,18 @@ def test_client_that_keeps_only_part_of_a_reply_is_convicted(monkeypatch: pytest
 
     monkeypatch.setattr(connection.Connection, "data_received", forgetful)
     assert any("ProtocolViolationError" in reason for reason in convictions(range(2), ("client cut",)))
+
+
+def test_edge_that_forgets_a_write_is_convicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write is answered within its deadline, also when its client has gone elsewhere meanwhile."""
+    write = edge._WatchedRouting.write
+
+    def forgetful(self: Any, body: bytes, pending: Any, received: float, deadline: float) -> None:
+        routing = self._routing
+        if len(self._clients.attempts) == 30:
+            self._routing = types.SimpleNamespace(write=lambda *_: None)
+        write(self, body, pending, received, deadline)
+        self._routing = routing
+
+    monkeypatch.setattr(edge._WatchedRouting, "write", forgetful)
+    assert any("is not decided" in reason for reason in convictions(range(3), ("clock jump",)))
