@@ -186,6 +186,14 @@ class Release:
             if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
         )
 
+    def restarts(self) -> int:
+        """How often containers of the pods that are there have been started again."""
+        return sum(
+            status["restartCount"]
+            for pod in self.pods().values()
+            for status in pod["status"].get("containerStatuses", [])
+        )
+
     def is_ready(self, replicas: int) -> None:
         """Exactly the wanted pods are there, all of them ready, and they agree on who belongs to the cluster."""
         pods = self.pods()
