@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from kvorum.core.errors import ErrorCode
@@ -52,6 +53,8 @@ class Call:
         self.what = what
         self.decision = decision
         self.look = look
+        self.taken = math.inf
+        """When the process has taken it: with a pause in between, later than it was made."""
         self.result: Any = None
         self.index: Index = 0
         self.refusal: Refusal | None = None

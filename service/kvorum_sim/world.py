@@ -393,7 +393,12 @@ class World:
         bound = None if look is None else (lambda: look(process))
         call = Call(self._call_count, process, what, self.loop.create_future(), bound)
         self._calls[node_id].add(call)
-        process.loop.now_or_held(begin, process, call)
+
+        def take() -> None:
+            call.taken = self.now()
+            begin(process, call)
+
+        process.loop.now_or_held(take)
         outcome = await self._decision(call)
         self.outcomes[outcome] += 1
         self.loop.trace(f"{call!r} {outcome} {call.index} {call.result!r}")
@@ -413,7 +418,9 @@ class World:
                     outcome = await asyncio.shield(call.decision)
                 break
             except TimeoutError:
-                if not call.process.paused and self.now() > call.process.loop.resumed_at + DEADLINE_SLACK_S:
+                # A process that stood still takes the call, and with it the deadline, when it goes on.
+                due = max(call.taken + REQUEST_TIMEOUT_S, call.process.loop.resumed_at)
+                if not call.process.paused and self.now() > due + DEADLINE_SLACK_S:
                     self.violated(f"{call!r} is undecided {DEADLINE_SLACK_S} s after its deadline")
                 end = self.now() + DEADLINE_SLACK_S
         self._calls[call.process.node_id].discard(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from kvorum.core.operations import Consistency
 from kvorum_sim.disk import LogDisk
 from kvorum_sim.linearizability import Outcome
 from kvorum_sim.story import CLIENTS, OPERATIONS, Plan, tell
+from kvorum_sim.world import REQUEST_TIMEOUT_S, World
 
 if TYPE_CHECKING:
     import random
@@ -100,3 +102,30 @@ def test_story_with_a_disk_that_lies_is_convicted(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(LogDisk, "drawn", lying)
     assert all(tell_all(range(5), Plan(blackouts=2)))
+
+
+def test_call_to_a_paused_process_has_its_time_from_when_it_is_taken() -> None:
+    """A write that came during a pause and is never decided ends ten seconds after the pause, and nobody complains."""
+    world = World(1)
+
+    async def story() -> float:
+        for node_id in world.node_ids:
+            world.start(node_id)
+        await world.until(lambda: world.leader() is not None, within_s=3, what="a leader")
+        leader = world.leader()
+        assert leader is not None
+        others = [node_id for node_id in world.node_ids if node_id != leader.node_id]
+        world.pause(leader.node_id)
+        begun = world.now()
+        writing = asyncio.ensure_future(world.set(0, leader.node_id, b"key", b"value"))
+        await asyncio.sleep(0.7)
+        world.network.partition([leader.node_id], others)
+        world.resume(leader.node_id, leader.disk.boots)
+        for other in others:
+            world.cut(leader.node_id, other)
+            world.cut(other, leader.node_id)
+        operation = await writing
+        assert Outcome.UNKNOWN == operation.outcome
+        return world.now() - begun
+
+    assert REQUEST_TIMEOUT_S + 0.5 < world.run(story()) < REQUEST_TIMEOUT_S + 1.3
