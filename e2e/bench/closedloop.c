@@ -15,8 +15,10 @@
  *
  * Behind its key a value is always the same letter, or with --random-values bytes that no storage engine can compress.
  *
- * put-once is put with an identity, client_id and request_id, so that kvorum remembers its outcome; each connection is
- * a client of its own. etcd has no such thing: there it is put.
+ * put-once is put with an identity, client_id and request_id, so that kvorum remembers its outcome. As in kvorum_client,
+ * one client id serves many writes at once: 16 connections share one and number their writes together (the contract
+ * allows 64, but then one that is overtaken 128 times would be refused, and nothing here waits for it). etcd has no such
+ * thing: there it is put.
  *
  * With --rate the requests are due at even distances, so many per second over all connections. One that must wait for a
  * free connection is sent as soon as there is one, and its latency counts from when it was due: a slow server cannot hide
@@ -49,6 +51,7 @@ enum {
     KEY_DIGITS = 12,
     KEY_BYTES = 4 + KEY_DIGITS,
     CLIENT_ID_BYTES = 16,
+    OPEN_MAX = 16,                  /* writes of one client id that are undecided at once */
     VALUE_BYTES_MAX = 16384,
     REQUEST_BYTES_MAX = VALUE_BYTES_MAX + 1024,
     REPLY_BYTES_MAX = 2 * VALUE_BYTES_MAX + 4096,
@@ -514,6 +517,7 @@ static void open_connection(struct connection *c, int number, int poller) {
 }
 
 static uint64_t preloaded;
+static uint32_t *writes_of;         /* put-once: writes begun, by client */
 
 /* False when there is nothing left to send. `due`: since when it should have been sent; 0 for now. */
 static bool send_request(struct connection *c, uint64_t due) {
@@ -537,9 +541,12 @@ static bool send_request(struct connection *c, uint64_t due) {
         request.bytes[sequence_at + (size_t)i] = byte;
         if (second_sequence_at)
             request.bytes[second_sequence_at + (size_t)i] = byte;
-        if (options.once) {     /* the end of the client id is the connection's number, of the request id its sequence */
-            request.bytes[client_at + CLIENT_ID_BYTES - 4 + (size_t)i] = (unsigned char)(c->number >> (24 - 8 * i));
-            request.bytes[request_id_at + 4 + (size_t)i] = byte;
+    }
+    if (options.once) {             /* the end of the client id says which client, of the request id which of its writes */
+        uint32_t client = c->number / OPEN_MAX, write = writes_of[client]++;
+        for (int i = 0; i < 4; i++) {
+            request.bytes[client_at + CLIENT_ID_BYTES - 4 + (size_t)i] = (unsigned char)(client >> (24 - 8 * i));
+            request.bytes[request_id_at + 4 + (size_t)i] = (unsigned char)(write >> (24 - 8 * i));
         }
     }
     c->waiting = true;
@@ -745,6 +752,7 @@ int main(int count, char **arguments) {
     parse_options(count, arguments);
     build_request();
     int poller = epoll_create1(EPOLL_CLOEXEC);
+    writes_of = calloc((size_t)options.connections / OPEN_MAX + 1, sizeof *writes_of);
     struct connection *connections = calloc((size_t)options.connections, sizeof *connections);
     if (poller < 0 || !connections)
         fail(1, "no memory or no epoll");

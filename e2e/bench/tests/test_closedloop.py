@@ -115,20 +115,24 @@ async def test_preload_with_many_connections_writes_each_key_exactly_once(progra
     assert all(value.startswith(key) and len(value) == VALUE_BYTES for key, value in server.store.items())
 
 
-async def test_put_once_gives_each_connection_an_id_and_counts_its_requests(program: Path) -> None:
-    """So that kvorum keeps the outcomes of as many clients as there are connections."""
+@pytest.mark.parametrize(("connections", "clients"), [(3, 1), (16, 1), (17, 2)])
+async def test_put_once_gives_each_16_connections_an_id_and_numbers_their_writes(
+    program: Path, connections: int, clients: int
+) -> None:
+    """As kvorum_client does: a client id serves several undecided writes, and each one has a number of its own."""
     server = FakeServer()
+    load = ("--work", "put-once", "--preload", "--space", "200", "--connections", str(connections))
 
-    status, _, _ = await _run(program, server, "--work", "put-once", "--preload", "--space", "60", "--connections", "3")
+    status, _, _ = await _run(program, server, *load)
 
     assert status == 0
-    assert len(set(server.identities)) == 60
-    clients = {client for client, _ in server.identities}
-    assert {16} == {len(client) for client in clients}
-    assert len(clients) == 3
-    for client in clients:
-        numbers = [number for owner, number in server.identities if owner == client]
-        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert len(set(server.identities)) == 200
+    found = {client for client, _ in server.identities}
+    assert {16} == {len(client) for client in found}
+    assert len(found) == clients
+    for client in found:
+        numbers = sorted(number for owner, number in server.identities if owner == client)
+        assert numbers == list(range(len(numbers)))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
