@@ -58,7 +58,10 @@ class Configuration:
 
     def member(self, node_id: NodeId) -> Member | None:
         """The member with this id, or None."""
-        return next((member for member in self.members if member.node_id == node_id), None)
+        for member in self.members:  # asked for every frame of a peer: no generator
+            if member.node_id == node_id:
+                return member
+        return None
 
     def with_incarnation(self, node_id: NodeId, incarnation: Incarnation) -> Configuration:
         """The same members, with the data directory of one seat recorded."""

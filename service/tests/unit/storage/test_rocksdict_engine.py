@@ -20,8 +20,9 @@ import os, sys, time
 from pathlib import Path
 from kvorum.core.errors import WriteStalledError
 from kvorum.storage.rocksdict_engine import EngineTuning, RocksdictEngine
-engine = RocksdictEngine.open(Path(sys.argv[1]), EngineTuning(write_buffer_size_mb=1))
-for number in range(3000):
+buffer_mb = int(sys.argv[2])
+engine = RocksdictEngine.open(Path(sys.argv[1]), EngineTuning(write_buffer_size_mb=buffer_mb))
+for number in range(3000 * buffer_mb):
     while True:
         batch = engine.batch()
         batch.put(b"applied", b"%d" % number)
@@ -37,9 +38,10 @@ os._exit(0)
 """
 
 
-def test_rocksdict_engine_killed_keeps_a_prefix_of_its_batches(tmp_path: Path) -> None:
-    """After a crash there is some prefix of the batches, whole, and at least what was flushed."""
-    subprocess.run([sys.executable, "-c", WRITE_AND_DIE, str(tmp_path)], check=True)
+@pytest.mark.parametrize("buffer_mb", [1, 12])
+def test_rocksdict_engine_killed_keeps_a_prefix_of_its_batches(tmp_path: Path, buffer_mb: int) -> None:
+    """After a crash there is some prefix of the batches, whole, and at least what was flushed: 12 MiB, 3 memtables."""
+    subprocess.run([sys.executable, "-c", WRITE_AND_DIE, str(tmp_path), str(buffer_mb)], check=True)
     engine = RocksdictEngine.open(tmp_path)
     applied = int(engine.get(b"applied") or -1)
     keys = [key for key, _ in engine.iterate(b"data", b"datb")]
