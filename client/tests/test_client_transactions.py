@@ -118,7 +118,7 @@ def store(nodes):
 @pytest.fixture
 async def client(nodes):
     """A client of the node that keeps the store."""
-    async with KvorumClient([nodes[0].endpoint], timeout_s=3.0) as made:
+    async with KvorumClient([nodes[0].endpoint], timeout_s=30.0) as made:
         yield made
 
 
@@ -345,7 +345,7 @@ async def test_run_unknown_commit_is_raised_unless_allowed(store, nodes):
         attempts.append(transaction)
         transaction.set(b"a", b"1")
 
-    async with KvorumClient([nodes[0].endpoint], timeout_s=3.0, exactly_once=False) as client:
+    async with KvorumClient([nodes[0].endpoint], timeout_s=30.0, exactly_once=False) as client:
         nodes[0].on("atomicCommit", [lost, store.commit])
         with pytest.raises(OutcomeUnknownError):
             await client.run(body)

@@ -97,8 +97,13 @@ async def _run(program: Path, server: FakeServer, *options: str) -> tuple[int, s
         program, *common, *options,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, error = await asyncio.wait_for(process.communicate(), 30)
-    listener.close()
+    try:
+        out, error = await asyncio.wait_for(process.communicate(), 120)
+    finally:
+        listener.close()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert process.returncode is not None
     return process.returncode, out.decode(), error.decode()
 

@@ -126,7 +126,7 @@ class TcpWorld:
         return {node_id: self._endpoints[node_id] for node_id in node_ids}
 
     def run(self, story: Coroutine[Any, Any, T]) -> T:
-        return self._runner(asyncio.wait_for(story, 20))  # type: ignore[no-any-return]
+        return self._runner(asyncio.wait_for(story, 120))  # type: ignore[no-any-return]
 
 
 class SimulatedWorld:

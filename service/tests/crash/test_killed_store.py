@@ -57,7 +57,7 @@ def killed(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_store_killed_anywhere_holds_the_log_applied_up_to_one_index(tmp_path: Path) -> None:
     """Bug 66: applied index and rows agree after every kill, and what was flushed is there."""
     report = killed(tmp_path / "store", CYCLES, 7)
@@ -70,7 +70,7 @@ def test_store_killed_anywhere_holds_the_log_applied_up_to_one_index(tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_store_that_writes_its_applied_index_apart_is_found_out(tmp_path: Path) -> None:
     """Two batches where there must be one: sooner or later a flush comes between them, and a kill behind it."""
     report = killed(tmp_path / "store", CYCLES, 7, ("-c", TORN))

@@ -19,12 +19,10 @@ FAILED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this folder starts processes; give it time for slow machines."""
+    """Everything in this folder starts processes."""
     for item in items:
         if "tests/process/" in item.path.as_posix():
             item.add_marker(pytest.mark.process)
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(120))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
     from tests.process.wire import Call, Reply
 
-START_S_MAX = 15.0
+PATIENCE_S = 120.0
+"""
+How long anything that must happen is waited for.
+
+It only ends what hangs: on a busy machine, or one whose disk answers late, everything may take many times as long.
+"""
+
 SERVE = [sys.executable, "-m", "kvorum", "serve"]
 
 
@@ -77,14 +83,14 @@ class Node:
         """SIGKILL and wait for the end."""
         self.signal(signal.SIGKILL)
         assert self.process is not None
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
 
-    def stop(self, seconds: float = 15.0) -> int:
+    def stop(self, seconds: float = PATIENCE_S) -> int:
         """SIGTERM and wait for the end; the exit status."""
         self.signal(signal.SIGTERM)
         return self.wait(seconds)
 
-    def wait(self, seconds: float = 15.0) -> int:
+    def wait(self, seconds: float = PATIENCE_S) -> int:
         """Wait for the end; the exit status."""
         assert self.process is not None
         return self.process.wait(seconds)
@@ -115,7 +121,7 @@ class Node:
         """What it has printed since its latest start."""
         return self.text.rpartition("--- start at")[2]
 
-    def http(self, path: str, seconds: float = 3.0) -> tuple[int, str]:
+    def http(self, path: str, seconds: float = 30.0) -> tuple[int, str]:
         """Status and body of one page of the node's HTTP port."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port - 1000, timeout=seconds)
         try:
@@ -134,7 +140,7 @@ class Node:
 
     def state_hash(self) -> tuple[int, str]:
         """Applied index and hash of the logical state there."""
-        status, body = self.http("/state-hash", 10)
+        status, body = self.http("/state-hash", 60)
         assert status == 200, body
         found = json.loads(body)
         return found["applied_index"], found["hash"]
@@ -164,7 +170,7 @@ class Node:
     async def status(self) -> Reply | None:
         """Its getStatus, or None if it cannot be asked."""
         try:
-            return await self.call(get_status(), 3)
+            return await self.call(get_status(), 10)
         except (OSError, ConnectionLost, TimeoutError):
             return None
 
@@ -206,7 +212,7 @@ class Cluster:
         for node in self.running:
             node.signal(signal.SIGKILL)
         for node in self.nodes:
-            node.wait(10)
+            node.wait(PATIENCE_S)
 
     def end(self) -> None:
         """Nothing of this cluster runs afterwards."""
@@ -221,7 +227,7 @@ class Cluster:
     async def ready(self) -> Node:
         """Wait until each running node serves a write; the leader."""
         for node in self.running:
-            await eventually(lambda node=node: _writes(node), f"{node} takes a write", START_S_MAX)  # type: ignore[misc]
+            await eventually(lambda node=node: _writes(node), f"{node} takes a write")  # type: ignore[misc]
         return await self.leader()
 
     async def leader(self) -> Node:
@@ -235,7 +241,7 @@ class Cluster:
             found[:] = leaders
             return len(leaders) == 1 and known == {self.nodes.index(leaders[0])}
 
-        await eventually(agreed, "one leader that all nodes know", START_S_MAX)
+        await eventually(agreed, "one leader that all nodes know")
         return found[0]
 
     async def followers(self) -> list[Node]:
@@ -243,7 +249,7 @@ class Cluster:
         leader = await self.leader()
         return [node for node in self.running if node is not leader]
 
-    async def same_state(self, seconds: float = 20.0) -> tuple[int, str]:
+    async def same_state(self) -> tuple[int, str]:
         """Wait until all nodes show one state hash at one applied index."""
         hashes: list[tuple[int, str]] = []
 
@@ -255,7 +261,7 @@ class Cluster:
             assert all(len(digests) == 1 for digests in by_index.values()), f"replicas differ at one index: {hashes}"
             return len(by_index) == 1
 
-        await eventually(equal, "the same applied index and state hash on all nodes", seconds)
+        await eventually(equal, "the same applied index and state hash on all nodes")
         return hashes[0]
 
     async def holds(self, wanted: dict[bytes, bytes]) -> None:
@@ -291,7 +297,9 @@ async def _holds(node: Node, wanted: dict[bytes, bytes]) -> None:
                 assert reply.value == value, f"{node} shows {reply.value!r} for {key!r}, not {value!r}"
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], what: str, seconds: float, pause: float = 0.05) -> float:
+async def eventually(
+    condition: Callable[[], Awaitable[bool]], what: str, seconds: float = PATIENCE_S, pause: float = 0.05
+) -> float:
     """Wait until a condition holds; the seconds it took."""
     began = time.monotonic()
     while True:
@@ -300,6 +308,10 @@ async def eventually(condition: Callable[[], Awaitable[bool]], what: str, second
                 return time.monotonic() - began
         assert time.monotonic() - began < seconds, f"not within {seconds} s: {what}"
         await asyncio.sleep(pause)
+
+
+PATIENT_CLUSTER = "[consensus]\nelection_timeout_ms = 4000\n"
+"""For tests that allow no election: a machine that stalls for a second must not look like a leader that is gone."""
 
 
 # --- load ----------------------------------------------------------------------------------------------------------
@@ -345,14 +357,14 @@ class Writers:
         await asyncio.gather(*self._tasks)
         return self.outcomes
 
-    async def acknowledged(self, more: int, seconds: float = 20.0) -> float:
+    async def acknowledged(self, more: int) -> float:
         """Wait for so many further acknowledgements; the seconds it took."""
         wanted = len(self) + more
 
         async def enough() -> bool:
             return len(self) >= wanted
 
-        return await eventually(enough, f"{more} more acknowledged writes", seconds, 0.005)
+        return await eventually(enough, f"{more} more acknowledged writes", pause=0.005)
 
     async def _write(self, client: int) -> None:
         connection: Connection | None = None
@@ -380,7 +392,7 @@ class Writers:
     async def _one(self, connection: Connection, key: bytes, value: bytes) -> bool:
         """Write once and book the outcome; False if another connection is needed."""
         try:
-            reply = await connection.call(set_key(key, value), 15)
+            reply = await connection.call(set_key(key, value), 60)
         except (ConnectionLost, TimeoutError):
             self.outcomes.unknown.add(key)
             return False

@@ -15,12 +15,12 @@ from kvorum_client import ConflictError, KvorumClient
 
 pytestmark = pytest.mark.process
 
-START_S = 20.0
+START_S = 120.0
 
 
 def kvorum(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kvorum", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")

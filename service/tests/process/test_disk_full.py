@@ -87,11 +87,11 @@ async def fill_and_free(cluster: Cluster, full: Node, prefix: bytes) -> dict[byt
     """Let one node's disk be full while the others take writes, then free it; what was acknowledged."""
     filler = fill(cluster.data_directory(cluster.nodes.index(full)))
     wanted = await write(cluster, full, prefix, 20)
-    await eventually(lambda: _unready(full), "the full node says so", 5)
+    await eventually(lambda: _unready(full), "the full node says so")
     assert full.running, full.last_words
 
     filler.unlink()
-    await eventually(lambda: _ready(full), "the node is ready again", 10)
+    await eventually(lambda: _ready(full), "the node is ready again")
     await cluster.leader()
     return wanted
 
@@ -109,19 +109,19 @@ async def test_full_disk_met_by_the_store_is_survived(
     wanted = await write(cluster, full, b"before", 1)
     filler = fill(cluster.data_directory(cluster.nodes.index(full)))
     wanted |= await write(cluster, full, b"meanwhile", 20)
-    await eventually(lambda: _unready(full), "the full node says so", 10)
+    await eventually(lambda: _unready(full), "the full node says so")
     await still_looks(full)
     if killed:
         full.kill()
         full.start()
-        await eventually(lambda: _waits(full), "it says that it waits for space", 10)
+        await eventually(lambda: _waits(full), "it says that it waits for space")
         assert not await full.accepts()
         assert full.http("/livez")[0] == 200
     wanted |= await write(cluster, full, b"later", 10)
     assert full.running, full.last_words
 
     filler.unlink()
-    await eventually(lambda: _ready(full), "the node is ready again", 20)
+    await eventually(lambda: _ready(full), "the node is ready again")
     assert killed == ("starting" in full.last_words.partition("disk has space again")[2])
     await cluster.leader()
     await cluster.holds(wanted)
@@ -129,7 +129,12 @@ async def test_full_disk_met_by_the_store_is_survived(
 
 async def still_looks(full: Node) -> None:
     """What a full node shows: which part met the end, an alarm, a failed check, and local reads."""
-    assert '"met_by":"store"' in full.last_words.replace(" ", "") or "met_by=store" in full.last_words, full.last_words
+
+    async def told() -> bool:
+        # A node may be unready for a moment for another reason, such as an election.
+        return '"met_by":"store"' in full.last_words.replace(" ", "") or "met_by=store" in full.last_words
+
+    await eventually(told, "the full node says which part met the end")
     assert full.metrics()['kvorum_alarm_active{type="nospace"}'] == 1
     assert "[-]disk_space failed" in full.http("/readyz?verbose")[1]
     assert full.http("/livez")[0] == 200
@@ -147,15 +152,15 @@ async def test_full_node_stops_when_it_is_told_to(small_disks: Callable[..., Clu
     full = await in_role(cluster, "follower")
     filler = fill(cluster.data_directory(cluster.nodes.index(full)))
     wanted = await write(cluster, full, b"meanwhile", 20)
-    await eventually(lambda: _unready(full), "the full node says so", 10)
-    assert await asyncio.to_thread(full.stop, 20) == 0, full.last_words
+    await eventually(lambda: _unready(full), "the full node says so")
+    assert await asyncio.to_thread(full.stop) == 0, full.last_words
     full.start()
-    await eventually(lambda: _waits(full), "it says that it waits for space", 10)
-    assert await asyncio.to_thread(full.stop, 5) == 0, full.last_words
+    await eventually(lambda: _waits(full), "it says that it waits for space")
+    assert await asyncio.to_thread(full.stop) == 0, full.last_words
 
     filler.unlink()
     full.start()
-    await eventually(lambda: _ready(full), "the node is ready again", 20)
+    await eventually(lambda: _ready(full), "the node is ready again")
     await cluster.holds(wanted)
 
 
@@ -170,7 +175,7 @@ async def test_all_disks_full_stop_the_cluster_and_space_brings_it_back(small_di
     fillers = [fill(cluster.data_directory(number)) for number in range(len(cluster.nodes))]
     for count in range(60):
         key = b"last%02d" % count
-        reply = await cluster.nodes[count % 3].call(set_key(key, VALUE), 15)
+        reply = await cluster.nodes[count % 3].call(set_key(key, VALUE))
         if not reply.ok:
             assert reply.code in {"UNAVAILABLE", "TIMEOUT", "OVERLOADED"}, f"{reply}"
             break
@@ -196,7 +201,7 @@ async def test_node_steps_aside_before_the_end_of_the_disk(small_disks: Callable
     filler = fill(cluster.data_directory(cluster.nodes.index(full)))
     with filler.open("r+b") as file:
         file.truncate(filler.stat().st_size - (1 << 20))
-    await eventually(lambda: _unready(full), "the node with too little space says so", 10)
+    await eventually(lambda: _unready(full), "the node with too little space says so")
     wanted = await write(cluster, full, b"meanwhile", 10)
     with filler.open("r+b") as file:
         file.truncate(filler.stat().st_size - (3 << 20))
@@ -204,7 +209,7 @@ async def test_node_steps_aside_before_the_end_of_the_disk(small_disks: Callable
     assert await _unready(full)
 
     filler.unlink()
-    await eventually(lambda: _ready(full), "the node is ready again", 10)
+    await eventually(lambda: _ready(full), "the node is ready again")
     await cluster.leader()
     await cluster.holds(wanted)
 
@@ -219,13 +224,13 @@ async def write(cluster: Cluster, full: Node, prefix: bytes, count: int) -> dict
     others = [node for node in cluster.nodes if node is not full]
     wanted = {b"%s%02d" % (prefix, number): VALUE for number in range(count)}
     for key in wanted:
-        await eventually(functools.partial(_acknowledged, others, key), "a write while one disk is full", 12)
+        await eventually(functools.partial(_acknowledged, others, key), "a write while one disk is full")
     return wanted
 
 
 async def _acknowledged(nodes: list[Node], key: bytes) -> bool:
     for node in nodes:
-        reply = await node.call(set_key(key, VALUE), 15)
+        reply = await node.call(set_key(key, VALUE))
         if reply.ok:
             return True
         assert reply.code in {"UNAVAILABLE", "TIMEOUT"}, f"{reply}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.process.harness import Cluster, Node, eventually
+from tests.process.harness import PATIENT_CLUSTER, Cluster, Node, eventually
 from tests.process.wire import get, set_key
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Tracer:
     def syncs(self) -> list[Sync]:
         """Let go of the node and read what was seen."""
         self._process.send_signal(signal.SIGINT)
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
         found: list[Sync] = []
         open_calls: dict[str, float] = {}
         for line in self._output.read_text().splitlines():
@@ -101,14 +101,14 @@ async def test_fdatasync_ends_on_a_quorum_before_every_acknowledgement(
 
     Both the calls and the client are timed by the same clock of this machine.
     """
-    cluster = make_cluster(settings="[consensus]\nelection_timeout_ms = 4000\n")
+    cluster = make_cluster(settings=PATIENT_CLUSTER)
     cluster.start()
     leader = await cluster.ready()
     follower, *_ = await cluster.followers()
     tracers = [Tracer(node, tmp_path / f"strace{number}") for number, node in enumerate(cluster.nodes)]
     try:
         for tracer in tracers:
-            await eventually(lambda tracer=tracer: asyncio.sleep(0, tracer.attached()), "strace is attached", 5)  # type: ignore[misc]
+            await eventually(lambda tracer=tracer: asyncio.sleep(0, tracer.attached()), "strace is attached")  # type: ignore[misc]
         await asyncio.sleep(0.5)
         spans: list[tuple[float, float]] = []
         for through in (leader, follower):

@@ -53,13 +53,13 @@ async def test_counter_and_appends_end_exact_under_leader_kills(make_cluster: Ca
         workers = [asyncio.create_task(work(client)) for work in [increment, append] * WORKERS]
         for _ in range(3):
             done = increments + appends
-            await eventually(_true_after(lambda done=done: increments + appends > done + 400), "progress", 30)
+            await eventually(_true_after(lambda done=done: increments + appends > done + 400), "progress")
             leader = await cluster.leader()
             leader.kill()
             done = increments + appends
-            await eventually(_true_after(lambda done=done: increments + appends > done + 100), "failover", 30)
+            await eventually(_true_after(lambda done=done: increments + appends > done + 100), "failover")
             leader.start()
-            await eventually(leader.accepts, "the killed node listens again", 15)
+            await eventually(leader.accepts, "the killed node listens again")
         stopping.set()
         await asyncio.gather(*workers)
 

@@ -70,7 +70,7 @@ class Writers:
                     task.result()
             return all(writer.done > done + 3 for writer, done in zip(self.all, before, strict=True))
 
-        await eventually(further, "progress of every writer", 30)
+        await eventually(further, "progress of every writer")
 
     async def finish(self) -> None:
         self._stopping.set()
@@ -94,7 +94,7 @@ async def test_no_client_notices_that_leadership_moves(make_cluster: Callable[..
             assert "leadership handed over" in leader.last_words
             await writers.progress()
             leader.start()
-            await eventually(leader.accepts, "the stopped node listens again", 15)
+            await eventually(leader.accepts, "the stopped node listens again")
             leader = await cluster.leader()
             await writers.progress()
     await writers.finish()

@@ -64,7 +64,7 @@ class Recorder:
             call = get(key)
         invoked = time.monotonic()
         try:
-            reply = await connection.call(call, 15)
+            reply = await connection.call(call)
         except ConnectionLost:
             reply = None
         outcome = self._outcome(kind, reply)
@@ -94,7 +94,7 @@ async def kill_leaders(cluster: Cluster) -> None:
         await cluster.leader()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_history_through_all_nodes_across_leader_kills_is_linearizable(
     make_cluster: Callable[..., Cluster],
 ) -> None:
@@ -111,7 +111,7 @@ async def test_history_through_all_nodes_across_leader_kills_is_linearizable(
         for client in range(CLIENTS):
             group.create_task(recorder.run(client))
         await kill_leaders(cluster)
-        await eventually(enough, f"{OPERATIONS} operations", 60)
+        await eventually(enough, f"{OPERATIONS} operations")
         recorder.stop.set()
     verdict = await asyncio.to_thread(check, recorder.history)
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 
 
 def kvorum(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kvorum", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def done(*arguments: str) -> Any:
@@ -46,7 +46,7 @@ def counted(cluster: LocalCluster, sample: str) -> float:
     """Sum of one sample of /metrics over all nodes."""
     total = 0.0
     for node in cluster.nodes:
-        with urllib.request.urlopen(f"http://{node.http_endpoint}/metrics", timeout=5) as page:
+        with urllib.request.urlopen(f"http://{node.http_endpoint}/metrics", timeout=60) as page:
             lines = page.read().decode().splitlines()
         total += sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample + " "))
     return total

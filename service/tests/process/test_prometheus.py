@@ -95,17 +95,17 @@ class Prometheus:
     def end(self) -> None:
         """Stop everything."""
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
         self._output.close()
         self._side.shutdown()
         self._side.server_close()
-        self._thread.join(10)
+        self._thread.join(60)
 
     def ask(self, path: str, **parameters: str) -> Any:
         """The data of one answer of its HTTP interface."""
         url = f"http://127.0.0.1:{self._port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             with error:
@@ -148,7 +148,10 @@ def move_leader(node: Node) -> None:
     """Ask a node to have the lead moved, as `kvorum leader move` does; it may be refused while nobody leads."""
     request = urllib.request.Request(f"http://127.0.0.1:{node.port - 1000}/admin/leader/move", b"{}", method="POST")
     request.add_header("Content-Type", "application/json")
-    with contextlib.suppress(urllib.error.URLError, TimeoutError), urllib.request.urlopen(request, timeout=5) as answer:
+    with (
+        contextlib.suppress(urllib.error.URLError, TimeoutError),
+        urllib.request.urlopen(request, timeout=60) as answer,
+    ):
         answer.read()
 
 
@@ -165,7 +168,7 @@ async def use(cluster: Cluster, stop: asyncio.Event) -> None:
                     atomic_set([(b"a", b"%d" % number)]),
                     atomic_set([(b"a", b"old")], read_version=2, read=[b"hot"]),
                 ):
-                    await node.call(call, 5)
+                    await node.call(call)
         await asyncio.sleep(0.05)
 
 
@@ -182,11 +185,11 @@ async def empty_panels(prometheus: Prometheus) -> list[str]:
     return empty
 
 
-async def shows(prometheus: Prometheus, name: str, state: str, seconds: float) -> None:
+async def shows(prometheus: Prometheus, name: str, state: str) -> None:
     async def shown() -> bool:
         return (await asyncio.to_thread(prometheus.alerts)).get(name) == state
 
-    await eventually(shown, f"{name} is {state}", seconds, 0.2)
+    await eventually(shown, f"{name} is {state}", pause=0.2)
 
 
 async def test_prometheus_fills_every_panel_and_sees_the_leader_change(
@@ -201,21 +204,21 @@ async def test_prometheus_fills_every_panel_and_sees_the_leader_change(
     async def scraped() -> bool:
         return await asyncio.to_thread(prometheus.query, 'sum(up{job="kvorum"})') == [3.0]
 
-    await eventually(scraped, "Prometheus scrapes all nodes", 20, 0.2)
+    await eventually(scraped, "Prometheus scrapes all nodes", pause=0.2)
     assert "KvorumHighLeaderChanges" not in await asyncio.to_thread(prometheus.alerts)
     stop = asyncio.Event()
     using = asyncio.create_task(use(cluster, stop))
     async with Writers([node for node in cluster.nodes if node is not killed], clients=2) as writers:
         await writers.acknowledged(50)
         killed.kill()
-        await shows(prometheus, "KvorumMembersDown", "pending", 15)
+        await shows(prometheus, "KvorumMembersDown", "pending")
         await writers.acknowledged(50)
 
         async def too_many_changes() -> bool:
             await asyncio.to_thread(move_leader, cluster.running[0])
             return (await asyncio.to_thread(prometheus.alerts)).get("KvorumHighLeaderChanges") == "firing"
 
-        await eventually(too_many_changes, "KvorumHighLeaderChanges fires", 30, 0.5)
+        await eventually(too_many_changes, "KvorumHighLeaderChanges fires", pause=0.5)
         killed.start()
         missing: list[str] = []
 
@@ -224,7 +227,7 @@ async def test_prometheus_fills_every_panel_and_sees_the_leader_change(
             return not missing
 
         with contextlib.suppress(AssertionError):
-            await eventually(filled, "every panel shows something", 40, 0.5)
+            await eventually(filled, "every panel shows something", pause=0.5)
         assert missing == []
     stop.set()
     await using
@@ -256,7 +259,7 @@ async def test_prometheus_finds_the_values_of_the_dashboard_variables(
                 found[variable["name"]] = await asyncio.to_thread(lambda p=path, q=parameters: prometheus.ask(p, **q))
         return len(found["pod"]) == 3
 
-    await eventually(chosen, "the variables have values", 20, 0.2)
+    await eventually(chosen, "the variables have values", pause=0.2)
     assert found == {"namespace": ["db"], "job": ["kvorum"], "pod": ["kvorum-0", "kvorum-1", "kvorum-2"]}
     for annotation in dashboard["annotations"]["list"]:
         await asyncio.to_thread(prometheus.query, substituted(annotation["expr"]))

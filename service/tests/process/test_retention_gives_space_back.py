@@ -49,12 +49,12 @@ async def test_overwritten_versions_leave_the_disk_of_every_node(make_cluster: C
         await _overwrite(leader, 500)
         return all(node.metrics()["kvorum_backend_swept_rows_total"] > WRITES / 2 for node in cluster.nodes)
 
-    await eventually(swept, "a sweep on every node", 60, pause=0.5)
+    await eventually(swept, "a sweep on every node", pause=0.5)
 
     async def small() -> bool:
         return all(_store_mib(cluster, number) < written_mib / 4 for number in range(3))
 
-    await eventually(small, "the space is given back", 30)
+    await eventually(small, "the space is given back")
     for node in cluster.nodes:
         assert (await node.call(snapshot_get(b"key-0", early))).fields[20] == b"TRANSACTION_TOO_OLD"
         assert (await node.call(get_status())).ok

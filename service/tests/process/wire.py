@@ -272,7 +272,7 @@ class Connection:
     async def open(cls, endpoint: str) -> Self:
         """Connect once."""
         host, _, port = endpoint.rpartition(":")
-        return cls(*await asyncio.wait_for(asyncio.open_connection(host, int(port)), 5))
+        return cls(*await asyncio.wait_for(asyncio.open_connection(host, int(port)), CALL_S_MAX))
 
     async def __aenter__(self) -> Self:
         return self

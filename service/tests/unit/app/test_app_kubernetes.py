@@ -37,7 +37,7 @@ async def pod(tmp_path, monkeypatch):
 
 
 async def gone(path):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while path.exists():
             await asyncio.sleep(0.005)
 

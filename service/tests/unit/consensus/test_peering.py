@@ -45,7 +45,7 @@ def subject():
         ),
     )
     manager.start()
-    loop.run_until_complete(asyncio.wait_for(born, 10))
+    loop.run_until_complete(asyncio.wait_for(born, 120))
     yield manager
     loop.run_until_complete(manager.stop(0.0))
     loop.close()

@@ -127,7 +127,7 @@ class FakeApi:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
             status, document = 401, {"message": "who are you?"}
         elif trouble == "hang":
-            self.released.wait(20)
+            self.released.wait(120)
             return
         elif isinstance(trouble, bytes):
             self._send(request, 200, trouble)

@@ -35,7 +35,7 @@ async def make_record(api, monkeypatch):
 async def claimed(record, cluster_id):
     answer = asyncio.get_running_loop().create_future()
     record.claim(cluster_id, answer.set_result)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         return await answer
 
 
@@ -79,7 +79,7 @@ async def test_genesis_claim_tries_again_until_the_record_can_be_had(make_record
     """No cluster is formed on a guess: whatever is wrong, it waits, and goes on when that is mended."""
     server.trouble[GENESIS_PATH] = trouble
     answer = asyncio.ensure_future(claimed(make_record(), OWN))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while sum(api.errors.values()) < 3:
             await asyncio.sleep(0.01)
     assert not answer.done()
@@ -94,7 +94,7 @@ async def test_genesis_claim_that_is_closed_never_answers(make_record, api, serv
     answers = []
     record = make_record()
     record.claim(OWN, answers.append)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not api.errors:
             await asyncio.sleep(0.01)
     record.close()

@@ -135,7 +135,7 @@ async def test_api_bounds_the_calls_that_hang(api, server, monkeypatch) -> None:
     server.trouble.clear()
     server.released.set()
     monkeypatch.setattr(kubernetes_api, "CALL_S", 8.0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while isinstance(await api.read_statefulset(), Failure):
             await asyncio.sleep(0.01)
 

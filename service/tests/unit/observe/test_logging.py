@@ -40,7 +40,7 @@ class HeldStream:
 
     def write(self, text: str, /) -> None:
         self.entered.set()
-        assert self.released.wait(10)
+        assert self.released.wait(120)
         self.text += text
 
     def flush(self) -> None:
@@ -108,7 +108,7 @@ def test_line_writer_bug_076_stopped_reader_drops_and_counts() -> None:
     stream = HeldStream()
     writer = LineWriter(stream, lambda event: f"{event['event']} {event.get('lines', '')}\n", lines_max=5)
     writer.put({"event": "first"})
-    assert stream.entered.wait(10)
+    assert stream.entered.wait(120)
 
     for number in range(100):
         writer.put({"event": str(number)})

@@ -55,9 +55,9 @@ def test_handler_that_fails_on_a_broken_link_reaches_the_exception_handler_of_th
         here = TcpPeerLinks(0, 0, endpoints, chance=random.Random(2))
         handler = FailingHandler(0)
         here.start(handler)
-        await asyncio.wait_for(handler.linked.wait(), 5)
+        await asyncio.wait_for(handler.linked.wait(), 120)
         await there.stop()
-        await asyncio.wait_for(failed.wait(), 5)
+        await asyncio.wait_for(failed.wait(), 120)
         await here.stop()
 
     asyncio.run(story())

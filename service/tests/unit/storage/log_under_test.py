@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kvorum.storage.wal.system import SystemCalls
 
 SEGMENT_BYTES = 8 * 1024
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 def entry(index: int, term: int = 1, payload: bytes = b"payload", kind: int = EntryKind.COMMAND) -> Entry:

@@ -75,24 +75,16 @@ sys.stdin.read()
 
 def test_data_directory_in_use_names_the_process(tmp_path: Path) -> None:
     """Two processes never share a directory; the second is told who has it, and its lock dies with its holder."""
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            OPEN_AND_WAIT,
-            str(tmp_path),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"open\n"
+    command = [sys.executable, "-c", OPEN_AND_WAIT, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"open\n"
 
-    with pytest.raises(StartupError, match=f"in use by process {holder.pid}"):
-        DataDirectory.open(tmp_path)
-
-    holder.kill()
-    holder.communicate()
+            with pytest.raises(StartupError, match=f"in use by process {holder.pid}"):
+                DataDirectory.open(tmp_path)
+        finally:
+            holder.kill()
     DataDirectory.open(tmp_path).close()
 
 

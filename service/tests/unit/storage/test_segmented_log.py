@@ -75,12 +75,12 @@ def test_segmented_log_appends_queued_meanwhile_share_one_sync(open_log: OpenLog
         syncs.append(descriptor)
         if len(syncs) == 2:
             entered.set()
-            assert let_go.wait(20)
+            assert let_go.wait(120)
         os.fdatasync(descriptor)
 
     log = open_log(system=replace(REAL, sync_data=sync_data), segment_bytes=1024 * 1024)
     log.queue(entry(1))
-    assert entered.wait(20)
+    assert entered.wait(120)
     for index in range(2, 102):
         log.queue(entry(index))
 
@@ -176,7 +176,7 @@ def test_segmented_log_conflict_inside_one_group_keeps_the_newest(open_log: Open
     def sync_data(descriptor: int) -> None:
         calls.append(descriptor)
         if len(calls) == 2:
-            assert let_go.wait(20)
+            assert let_go.wait(120)
         os.fdatasync(descriptor)
 
     log = open_log(system=replace(REAL, sync_data=sync_data))

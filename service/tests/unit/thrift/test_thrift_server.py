@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
     from typing import Self
 
-PATIENCE_S = 10.0
+PATIENCE_S = 120.0
 
 
 def eventually(check) -> None:
