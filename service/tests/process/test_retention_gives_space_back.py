@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RETENTION_S = 2
 KEYS = 500
 VALUE_BYTES = 800
-WRITES = 30_000
+WRITES = 15_000
 SETTINGS = f"[mvcc]\nretention_seconds = {RETENTION_S}\n\n[rocksdb]\nwrite_buffer_size_mb = 1\n"
 
 
@@ -35,7 +35,7 @@ def _store_mib(cluster: Cluster, number: int) -> float:
 
 
 async def test_overwritten_versions_leave_the_disk_of_every_node(make_cluster: Callable[..., Cluster]) -> None:
-    """Sixty versions of each key were written; little more than the newest is left, on leader and followers alike."""
+    """Thirty versions of each key were written; little more than the newest is left, on leader and followers alike."""
     cluster = make_cluster(settings=SETTINGS)
     cluster.start()
     leader = await cluster.ready()

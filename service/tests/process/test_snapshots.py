@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.process.harness import Node
 
-ENTRIES = int(os.environ.get("KVORUM_TEST_BEHIND_ENTRIES", "200000"))
+ENTRIES = int(os.environ.get("KVORUM_TEST_BEHIND_ENTRIES", "60000"))
 """How far behind the follower falls."""
 CLIENTS = 6
 WINDOW = 48
@@ -133,7 +133,7 @@ async def test_wiped_logs_are_not_needed_to_restart_the_whole_cluster(make_clust
     cluster = make_cluster(settings=SHORT_LOG)
     cluster.start()
     leader = await cluster.ready()
-    await fill(leader, 60_000)
+    await fill(leader, 30_000)
 
     async def cut() -> bool:
         figures = [await asyncio.to_thread(node.metrics) for node in cluster.nodes]

@@ -16,7 +16,7 @@ from kvorum_sim.scenario import DECIDED_MIN, Scenario, Verdict, examine
 PROBLEM_FREE = ("counted", "inconclusive")
 
 
-@pytest.mark.parametrize("seed", range(10_000, 10_040))
+@pytest.mark.parametrize("seed", range(10_000, 10_020))
 def test_scenario_of_a_seed_breaks_no_invariant(seed: int) -> None:
     """The seed's own mix of faults costs no promise; see the verdict for the replay command."""
     verdict = examine(seed)

@@ -58,13 +58,13 @@ def test_story_same_seed_in_another_process_gives_the_identical_run() -> None:
     assert {tell(7, ROUGH).loop.trace_hash()} == hashes
 
 
-@pytest.mark.parametrize("seed", range(100, 140))
+@pytest.mark.parametrize("seed", range(100, 116))
 def test_story_leader_crashes_and_broken_links_nothing_is_lost(seed: int) -> None:
     """Crashes of leaders together with broken and cut links cost no acknowledged write and no linearizable read."""
     tell(seed, ROUGH)
 
 
-@pytest.mark.parametrize("seed", range(200, 220))
+@pytest.mark.parametrize("seed", range(200, 208))
 def test_story_all_nodes_killed_at_once_nothing_is_lost(seed: int) -> None:
     """After power cuts of the whole cluster every acknowledged write is there, on every node."""
     tell(seed, Plan(leader_crashes=1, disturbances=2, blackouts=2))

@@ -21,7 +21,7 @@ from tests.scripts.raft_world import Letter, World, member
 if TYPE_CHECKING:
     from tests.scripts.raft_world import Snapshot
 
-SEEDS = 240
+SEEDS = 120
 STEPS = 900
 SETTLE_ROUNDS = 400
 TICK_S = 0.02
@@ -306,10 +306,10 @@ class Nemesis:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("voters", [3, 5])
-@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("block", range(10))
 def test_cores_under_faults_keep_every_invariant_and_recover(block: int, voters: int) -> None:
     """Under any mixture of faults no safety property breaks, and after healing all nodes agree within seconds."""
-    size = SEEDS // 16
+    size = SEEDS // 20
     for seed in range(block * size, (block + 1) * size):
         try:
             Nemesis(seed, voters).run()
@@ -320,10 +320,10 @@ def test_cores_under_faults_keep_every_invariant_and_recover(block: int, voters:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("voters", [1, 3, 5])
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(10))
 def test_cores_under_churn_keep_every_invariant_and_recover(block: int, voters: int) -> None:
     """The same while members, disks and leaders change, logs are cut and states are streamed."""
-    size = SEEDS // 12
+    size = SEEDS // 30
     for seed in range(block * size, (block + 1) * size):
         try:
             Nemesis(seed, voters, churn=True).run()
