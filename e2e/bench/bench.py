@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 FIGURES = ("rate_per_s", "p50_ms", "p99_ms")
 SUSTAINED_CONNECTIONS = 256
 SUSTAINED_S = 30.0
+IDS_SHARED_MAX = 16
+"""Connections that may share a client id, as the generator has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +157,8 @@ class Bench:
             endpoints = [cluster.leader] if work.target == "leader" else cluster.followers[:1]
         return self._generator.run(
             cluster, endpoints, "--work", work.operation, "--connections", str(connections),
-            "--space", str(self._options.space), "--value-bytes", str(self._options.value_bytes), *options,
-            seconds=seconds,
+            "--space", str(self._options.space), "--value-bytes", str(self._options.value_bytes),
+            "--connections-per-id", str(self._options.connections_per_id), *options, seconds=seconds,
         )  # fmt: skip
 
 
@@ -299,6 +301,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--connections", default="64" if quick else "1,64,256", help="comma-separated (default %(default)s)"
     )
+    parser.add_argument(
+        "--connections-per-id", type=int, default=1, help="put-once: how many share a client id, at most 16 (default 1)"
+    )
     parser.add_argument("--only", help=f"comma-separated kinds of work (default {','.join(WORKS)}; none with --versus)")
     parser.add_argument("--rounds", type=int, default=1 if quick else 3)
     parser.add_argument("--seconds", type=float, default=2.0 if quick else 6.0, help="measured time of one run")
@@ -320,6 +325,8 @@ def parse_options() -> argparse.Namespace:
         options.connections = [int(text) for text in options.connections.split(",")]
     except ValueError:
         parser.error("--connections takes numbers such as 1,64,256")
+    if not 1 <= options.connections_per_id <= IDS_SHARED_MAX:
+        parser.error(f"--connections-per-id takes 1 to {IDS_SHARED_MAX}")
     if options.only is None:
         options.only = "" if options.versus else ",".join(WORKS)
     options.only = [name for name in options.only.split(",") if name]

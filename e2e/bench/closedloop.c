@@ -11,14 +11,14 @@
  *
  *     closedloop --protocol thrift|grpc --work put|put-once|get|get-local --endpoints IP:PORT[,IP:PORT...]
  *                [--connections N] [--seconds S] [--warmup S] [--space N] [--value-bytes N] [--seed N] [--preload]
- *                [--rate N] [--window S] [--random-values]
+ *                [--rate N] [--window S] [--random-values] [--connections-per-id N]
  *
  * Behind its key a value is always the same letter, or with --random-values bytes that no storage engine can compress.
  *
- * put-once is put with an identity, client_id and request_id, so that kvorum remembers its outcome. As in kvorum_client,
- * one client id serves many writes at once: 16 connections share one and number their writes together (the contract
- * allows 64, but then one that is overtaken 128 times would be refused, and nothing here waits for it). etcd has no such
- * thing: there it is put.
+ * put-once is put with an identity, client_id and request_id, so that kvorum remembers its outcome. Each connection has a
+ * client id of its own, or --connections-per-id of them share one and number their writes together, as the calls of one
+ * kvorum_client do (at most 16 here: the contract allows 64, but then one that is overtaken 128 times would be refused,
+ * and nothing here waits for it). etcd has no such thing: there it is put.
  *
  * With --rate the requests are due at even distances, so many per second over all connections. One that must wait for a
  * free connection is sent as soon as there is one, and its latency counts from when it was due: a slow server cannot hide
@@ -51,7 +51,7 @@ enum {
     KEY_DIGITS = 12,
     KEY_BYTES = 4 + KEY_DIGITS,
     CLIENT_ID_BYTES = 16,
-    OPEN_MAX = 16,                  /* writes of one client id that are undecided at once */
+    OPEN_MAX = 16,                  /* most writes of one client id that are undecided at once */
     VALUE_BYTES_MAX = 16384,
     REQUEST_BYTES_MAX = VALUE_BYTES_MAX + 1024,
     REPLY_BYTES_MAX = 2 * VALUE_BYTES_MAX + 4096,
@@ -66,14 +66,15 @@ enum work { PUT, GET, GET_LOCAL, PUT_ONCE };
 static struct {
     enum protocol protocol;
     enum work work;
-    int connections;
+    int connections, connections_per_id;
     double seconds, warmup, rate, window;
     uint64_t space, seed;
     size_t value_bytes;
     bool preload, once, random_values;
     struct sockaddr_in endpoints[ENDPOINTS_MAX];
     int endpoint_count;
-} options = { .connections = 1, .seconds = 5, .warmup = 1, .space = 100000, .seed = 1, .value_bytes = 256 };
+} options = { .connections = 1, .connections_per_id = 1, .seconds = 5, .warmup = 1, .space = 100000, .seed = 1,
+            .value_bytes = 256 };
 
 static void fail(int status, const char *format, ...) {
     va_list arguments;
@@ -543,7 +544,7 @@ static bool send_request(struct connection *c, uint64_t due) {
             request.bytes[second_sequence_at + (size_t)i] = byte;
     }
     if (options.once) {             /* the end of the client id says which client, of the request id which of its writes */
-        uint32_t client = c->number / OPEN_MAX, write = writes_of[client]++;
+        uint32_t client = c->number / (uint32_t)options.connections_per_id, write = writes_of[client]++;
         for (int i = 0; i < 4; i++) {
             request.bytes[client_at + CLIENT_ID_BYTES - 4 + (size_t)i] = (unsigned char)(client >> (24 - 8 * i));
             request.bytes[request_id_at + 4 + (size_t)i] = (unsigned char)(write >> (24 - 8 * i));
@@ -709,7 +710,7 @@ static void parse_options(int count, char **arguments) {
         { "connections", 1, NULL, 'c' }, { "seconds", 1, NULL, 's' },  { "warmup", 1, NULL, 'u' },
         { "space", 1, NULL, 'k' },    { "value-bytes", 1, NULL, 'v' }, { "seed", 1, NULL, 'r' },
         { "preload", 0, NULL, 'l' },  { "rate", 1, NULL, 'a' },        { "window", 1, NULL, 'i' },
-        { "random-values", 0, NULL, 'd' }, { NULL, 0, NULL, 0 },
+        { "random-values", 0, NULL, 'd' }, { "connections-per-id", 1, NULL, 'o' }, { NULL, 0, NULL, 0 },
     };
     int option;
     while ((option = getopt_long(count, arguments, "", known, NULL)) != -1) {
@@ -727,6 +728,7 @@ static void parse_options(int count, char **arguments) {
         case 'a': options.rate = atof(optarg); break;
         case 'i': options.window = atof(optarg); break;
         case 'd': options.random_values = true; break;
+        case 'o': options.connections_per_id = atoi(optarg); break;
         default: exit(2);
         }
     }
@@ -740,6 +742,8 @@ static void parse_options(int count, char **arguments) {
         fail(2, "--connections, --space and --seconds must be positive");
     if (options.value_bytes < KEY_BYTES || options.value_bytes > VALUE_BYTES_MAX)
         fail(2, "--value-bytes must be from %d to %d", KEY_BYTES, VALUE_BYTES_MAX);
+    if (options.connections_per_id < 1 || options.connections_per_id > OPEN_MAX)
+        fail(2, "--connections-per-id must be from 1 to %d", OPEN_MAX);
     if (options.preload && options.work != PUT)
         fail(2, "--preload goes with --work put");
     if (options.rate < 0 || options.window < 0)
@@ -752,7 +756,7 @@ int main(int count, char **arguments) {
     parse_options(count, arguments);
     build_request();
     int poller = epoll_create1(EPOLL_CLOEXEC);
-    writes_of = calloc((size_t)options.connections / OPEN_MAX + 1, sizeof *writes_of);
+    writes_of = calloc((size_t)options.connections, sizeof *writes_of);
     struct connection *connections = calloc((size_t)options.connections, sizeof *connections);
     if (poller < 0 || !connections)
         fail(1, "no memory or no epoll");

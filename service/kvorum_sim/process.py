@@ -19,6 +19,7 @@ from kvorum.consensus.manager import ConsensusManager, ManagerSettings, Surround
 from kvorum.core.errors import OutOfSpaceError
 from kvorum.routing.manager import RoutingManager, RoutingSettings
 from kvorum.statemachine.executor import KvStoreExecutor
+from kvorum.statemachine.journal import JournalBounds
 from kvorum.storage.memory_staging import MemoryStaging
 from kvorum_sim.disk import SimulatedLog
 from kvorum_sim.edge import serve_clients
@@ -194,11 +195,15 @@ class Witness(Protocol):
         ...
 
 
+_JOURNAL_BOUNDS: Final = (JournalBounds(2, 12, 4), JournalBounds(), JournalBounds(1, 40, 16))
+"""Nodes write the rows of sessions at different times, or, as in short stories, never; that must not show."""
+
+
 class _WatchedExecutor(KvStoreExecutor):
     """The real executor, with a witness who sees every entry before it is applied."""
 
     def __init__(self, engine: MemoryEngine, process: Process, witness: Witness) -> None:
-        super().__init__(engine)
+        super().__init__(engine, _JOURNAL_BOUNDS[process.node_id % len(_JOURNAL_BOUNDS)])
         self._process = process
         self._witness = witness
 

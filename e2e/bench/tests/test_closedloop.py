@@ -120,13 +120,15 @@ async def test_preload_with_many_connections_writes_each_key_exactly_once(progra
     assert all(value.startswith(key) and len(value) == VALUE_BYTES for key, value in server.store.items())
 
 
-@pytest.mark.parametrize(("connections", "clients"), [(3, 1), (16, 1), (17, 2)])
-async def test_put_once_gives_each_16_connections_an_id_and_numbers_their_writes(
-    program: Path, connections: int, clients: int
+@pytest.mark.parametrize(("connections", "shared", "clients"), [(3, 1, 3), (3, 16, 1), (17, 16, 2), (5, 2, 3)])
+async def test_put_once_gives_so_many_connections_an_id_and_numbers_their_writes(
+    program: Path, connections: int, shared: int, clients: int
 ) -> None:
-    """As kvorum_client does: a client id serves several undecided writes, and each one has a number of its own."""
+    """One each, or several as with kvorum_client, and each write has a number of its own."""
     server = FakeServer()
-    load = ("--work", "put-once", "--preload", "--space", "200", "--connections", str(connections))
+    load = ["--work", "put-once", "--preload", "--space", "200", "--connections", str(connections)]
+    if shared > 1:
+        load += ["--connections-per-id", str(shared)]
 
     status, _, _ = await _run(program, server, *load)
 

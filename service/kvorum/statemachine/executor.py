@@ -21,6 +21,7 @@ from kvorum.statemachine.layout import (
     FLAG_TOMBSTONE,
     FORMAT_KEY,
     FORMAT_VERSION,
+    FORMATS_READ,
     HISTORY,
     ROW_HEAD_BYTES,
     STATE_KEY,
@@ -29,7 +30,7 @@ from kvorum.statemachine.layout import (
     unpack_state,
 )
 from kvorum.statemachine.ranges import RangeQuery, RangeResult, bounds, scan_range, value_at, value_now
-from kvorum.statemachine.sessions import Sessions
+from kvorum.statemachine.sessions import JOURNAL_BOUNDS, Sessions
 from kvorum.statemachine.sweep import Sweeper
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from kvorum.core.ids import Index
     from kvorum.core.operations import Applied
     from kvorum.core.ports import StorageEngine, View
+    from kvorum.statemachine.journal import JournalBounds
 
 EVERYTHING: Final = (b"", b"\xff")
 """Bounds of all rows: every first byte is below ff."""
@@ -73,13 +75,18 @@ class ExecutorStatistics:
 class KvStoreExecutor:
     """The replicated key-value store. Not thread-safe: it lives on the loop, like everything that applies."""
 
-    def __init__(self, engine: StorageEngine) -> None:
+    def __init__(self, engine: StorageEngine, journal_bounds: JournalBounds | None = None) -> None:
         """
         Open the store in an engine, or begin one in an empty engine.
+
+        Args:
+            engine: Where the rows are.
+            journal_bounds: Other bounds than the usual ones of how far the rows of sessions may be behind, for tests.
 
         Raises:
             StartupError: Another format version, or rows that are not a store.
         """
+        self._journal_bounds = journal_bounds or JOURNAL_BOUNDS
         self._attach(engine)
         self._groups = 0
         self._entries = 0
@@ -96,7 +103,7 @@ class KvStoreExecutor:
         self._engine = engine
         self._read_row = engine.get
         self._families = FamilyCatalogue.load(engine)
-        self._sessions = Sessions(engine)
+        self._sessions = Sessions(engine, self._journal_bounds)
         self.applied_index: Index = self._state.applied_index
         self.sweeper = Sweeper(engine, self._state)
 
@@ -342,9 +349,9 @@ def _open(engine: StorageEngine) -> StateRow:
         batch.put(STATE_KEY, pack_state(*StateRow()))
         engine.write(batch)
         return StateRow()
-    if row != bytes((FORMAT_VERSION,)):
+    if len(row) != 1 or row[0] not in FORMATS_READ:
         msg = (
-            f"the store has format version {int.from_bytes(row, 'big')}, this release reads version {FORMAT_VERSION}; "
+            f"the store has format version {int.from_bytes(row, 'big')}, this release reads up to {FORMAT_VERSION}; "
             "start the release that wrote it, or move the state directory aside: the log builds it again"
         )
         raise StartupError(msg)

@@ -27,12 +27,10 @@ from kvorum.statemachine.layout import (
     INLINE_VALUE_BYTES_MAX,
     KIND_DELETE,
     KIND_SET,
-    OUTCOME_PREFIX,
-    OUTCOMES_KEPT,
-    SLOTS,
     STAMP_BYTES,
     STATE_KEY,
     TOMBSTONE,
+    USE_APPLIED,
     VERSION_LIMIT,
     StateRow,
     change_record,
@@ -42,7 +40,7 @@ from kvorum.statemachine.layout import (
     pack_u32,
     stamped,
 )
-from kvorum.statemachine.sessions import DIGEST_BYTES, digest_of, known_outcome
+from kvorum.statemachine.retries import DIGEST_BYTES, digest_of, known_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -86,6 +84,7 @@ _unpack_identified = _IDENTIFIED_HEAD.unpack_from
 _unpack_plain = _PLAIN_HEAD.unpack_from
 _INDEX_AT: Final = 13
 _INDEX_END: Final = 21
+"""The index in a record; the time follows and ends the header, as in a record of a use."""
 
 
 class ApplyGroup:
@@ -167,7 +166,7 @@ class ApplyGroup:
             Position of the first entry that was not staged.
         """
         put, sessions, touched = self._put, self._sessions, self._sessions.touched
-        note = self._changes.append
+        note, used = self._changes.append, sessions.uses.append
         staged = 0
         for entry in entries[start:stop]:
             record = entry.record
@@ -196,9 +195,8 @@ class ApplyGroup:
             put(HISTORY_DEFAULT + record[_IDENTIFIED_KEY_LENGTH_AT:end] + version + KIND_SET, value)
             note(version + _SET_BYTE + record[_BODY_AT:end])
             digest = _SET_BYTE + blake2b(record[_BODY_AT:], digest_size=DIGEST_BYTES - 1).digest()
-            row = record[_REQUEST_AT:_BODY_AT] + version + digest
-            put(OUTCOME_PREFIX + client_id + SLOTS[session.recorded % OUTCOMES_KEPT], row)
-            session.note(request_id, row)
+            used(USE_APPLIED + record[_INDEX_AT:HEADER_BYTES] + record[_CLIENT_AT:_BODY_AT] + digest)
+            session.note(request_id, record[_REQUEST_AT:_BODY_AT] + version + digest)
             staged += 1
         if staged:
             start += staged
@@ -232,12 +230,13 @@ class ApplyGroup:
             digest = digest_of(entry.record, _OPCODE_AT)
             known = known_outcome(session, request_id, digest, operation)
             if known is not None:
+                self._sessions.repeat(session)
                 self.retries += 1
                 self.outcomes.append(known)
                 return
             outcome = yield from self._stage_operation(entry, operation)
             code = outcome.code if isinstance(outcome, Refusal) else ""
-            self._sessions.record(session, request_id, entry.index, digest, code)
+            self._sessions.record(session, request_id, digest, code)
         self.outcomes.append(outcome)
         if isinstance(outcome, Applied):
             self._last_commit_version = entry.index
@@ -262,7 +261,8 @@ class ApplyGroup:
         self._low_watermark = max(self._low_watermark, min(maintenance.low_watermark, entry.index))
         if self._conflicts is not None:
             self._conflicts.low_watermark = self._low_watermark
-        self.work += OTHER_WORK + self._sessions.maintain(maintenance.idle_before_ms, maintenance.sessions_max)
+        removed = self._sessions.maintain(entry.index, maintenance.idle_before_ms, maintenance.sessions_max)
+        self.work += OTHER_WORK + removed
 
     def finish(self, applied_index: Index) -> StateRow:
         """
@@ -279,7 +279,7 @@ class ApplyGroup:
             self._put_changes()
         for name, family in self.new_families.items():
             put(FAMILY_PREFIX + name, pack_family(family.family_id, family.created))
-        self._sessions.stage_rows()
+        self._sessions.stage_rows(applied_index)
         state = StateRow(applied_index, self._last_commit_version, self._low_watermark)
         put(STATE_KEY, pack_state(*state))
         self._engine.write(self._batch)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
+from kvorum.statemachine.journal import session_content
 from kvorum.statemachine.layout import (
     CHANGES,
     CURRENT,
@@ -21,10 +22,6 @@ from kvorum.statemachine.layout import (
     HISTORY,
     HISTORY_SUFFIX_BYTES,
     KIND_SET,
-    OUTCOME_PREFIX,
-    OUTCOME_PREFIX_END,
-    SESSION_PREFIX,
-    SESSION_PREFIX_END,
     SESSIONS_MAX_KEY,
     STATE_KEY,
     StateRow,
@@ -53,18 +50,21 @@ def hash_state(view: View) -> Iterator[tuple[Index, str] | None]:
     digest = hashlib.sha256(HASH_VERSION)
     state = unpack_state(view.get(STATE_KEY) or pack_state(*StateRow()))
     digest.update(pack_state(0, state.last_commit_version, state.low_watermark))
-    for count, (key, row) in enumerate(_content(view, state.low_watermark), 1):
+    for count, found in enumerate(_content(view, state.low_watermark), 1):
+        if found is None:
+            yield None
+            continue
+        key, row = found
         digest.update(pack_u32(len(key)) + key + pack_u32(len(row)) + row)
         if count % SLICE_ROWS == 0:
             yield None
     yield state.applied_index, digest.hexdigest()
 
 
-def _content(view: View, low_watermark: Index) -> Iterator[tuple[bytes, bytes]]:
-    """All rows that count, in the store's order."""
+def _content(view: View, low_watermark: Index) -> Iterator[tuple[bytes, bytes] | None]:
+    """All rows that count, sessions as rows of format 1; None where the caller may pause."""
     yield from view.iterate(FAMILY_PREFIX, FAMILY_PREFIX_END)
-    yield from view.iterate(OUTCOME_PREFIX, OUTCOME_PREFIX_END)
-    yield from view.iterate(SESSION_PREFIX, SESSION_PREFIX_END)
+    yield from session_content(view)
     bound = view.get(SESSIONS_MAX_KEY)
     if bound is not None:
         yield SESSIONS_MAX_KEY, bound

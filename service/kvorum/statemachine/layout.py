@@ -8,7 +8,9 @@ key spaces, told apart by the first byte::
                   00 "state"                                  -> applied index, last commit version, watermark: u64 each
                   00 "family" name                            -> family id u32, version of its creation u64
                   00 "session" 00 client id (16)              -> `Head`: what is known of one client id
-                  00 "outcome" 00 client id (16), slot u8     -> `Outcome` of one of its latest requests
+                  00 "ring" 00 client id (16)                 -> its latest outcomes, see `pack_ring`
+                  00 "uses" 00 index u64                      -> uses of sessions by one applied group, see `Use`
+                  00 "outcome" 00 client id (16), slot u8     -> in format 1 only: one outcome of a ring
                   00 "sessions-max"                           -> most sessions, u32
     01  current   01 family id u32, key                       -> flag u8, version u56, value if the flag is INLINE
     02  history   02 family id u32, key length u32, key,
@@ -27,11 +29,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from kvorum.core.errors import LocalError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from kvorum.core.ids import Index
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+FORMATS_READ: Final = (1, FORMAT_VERSION)
+"""Format 1 kept each outcome in a row of its own; it is read, and becomes format 2 with the first group."""
 
 VERSION_LIMIT: Final = 1 << 56
 """Versions stay below this: the first byte of a `current` row is its flag."""
@@ -56,7 +60,16 @@ SESSION_PREFIX: Final = META + b"session\x00"
 SESSION_PREFIX_END: Final = META + b"session\x01"
 OUTCOME_PREFIX: Final = META + b"outcome\x00"
 OUTCOME_PREFIX_END: Final = META + b"outcome\x01"
+RING_PREFIX: Final = META + b"ring\x00"
+USES_PREFIX: Final = META + b"uses\x00"
+USES_PREFIX_END: Final = META + b"uses\x01"
 SESSIONS_MAX_KEY: Final = META + b"sessions-max"
+
+USE_APPLIED: Final = b"\x01"
+USE_REFUSED: Final = b"\x02"
+USE_REPEATED: Final = b"\x03"
+USE_FORGOTTEN: Final = b"\x04"
+"""What a use was: a request applied or refused for the first time, one that was known, or the end of the session."""
 
 OUTCOMES_KEPT: Final = 128
 """Outcomes that a session keeps (contract section 5.4); its n-th one is in slot n modulo this."""
@@ -64,7 +77,7 @@ SLOTS: Final = tuple(bytes((slot,)) for slot in range(OUTCOMES_KEPT))
 SLOTS_END: Final = bytes((OUTCOMES_KEPT,))
 OUTCOME_DIGEST_AT: Final = 16
 OUTCOME_CODE_AT: Final = 32
-"""Where the digest and the code begin in an outcome row."""
+"""Where the digest and the code begin in an outcome."""
 STAMP_BYTES: Final = 10
 """Version, 8 bytes, and ordinal, 2 bytes, at the end of a versionstamped buffer."""
 
@@ -103,9 +116,13 @@ _FAMILY: Final = struct.Struct(">IQ")
 _CHANGES_KEY: Final = struct.Struct(">QI")
 _HEAD: Final = struct.Struct(">QqQQ")
 _OUTCOME: Final = struct.Struct(">qQ16s")
+_USE: Final = struct.Struct(">cQQ16s")
+_I64: Final = struct.Struct(">q")
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
+_PLAIN_LENGTH: Final = _U16.pack(OUTCOME_CODE_AT)
+"""Length of an outcome without a code."""
 pack_u32 = _U32.pack
 pack_u64 = _U64.pack
 pack_state = _STATE.pack
@@ -152,6 +169,18 @@ class Outcome(NamedTuple):
     """Why it was refused; empty if it was applied."""
 
 
+class Use(NamedTuple):
+    """One record of the uses: an entry used a session, or ended it."""
+
+    kind: bytes
+    entry: Index
+    time_ms: int
+    """Of the entry; 0 if the session ended."""
+    client_id: bytes
+    outcome: bytes
+    """What was decided; empty unless a request was new."""
+
+
 class Change(NamedTuple):
     """One record of the changes: a key was written at a version."""
 
@@ -177,7 +206,7 @@ def unpack_head(row: bytes) -> Head:
 
 
 def pack_outcome(request_id: int, version: Index, digest: bytes, code: str) -> bytes:
-    """Row of an outcome."""
+    """An outcome as it lies in a ring."""
     return _OUTCOME.pack(request_id, version, digest) + code.encode("ascii")
 
 
@@ -185,6 +214,72 @@ def unpack_outcome(row: bytes) -> Outcome:
     """Inverse of `pack_outcome`."""
     request_id, version, digest = _OUTCOME.unpack_from(row)
     return Outcome(request_id, version, digest, row[OUTCOME_CODE_AT:].decode("ascii"))
+
+
+def request_of(outcome: bytes) -> int:
+    """Request id of an outcome."""
+    request_id: int = _I64.unpack_from(outcome)[0]
+    return request_id
+
+
+def pack_ring(outcomes: Iterable[bytes]) -> bytes:
+    """The kept outcomes of a session, oldest first: length u16 and outcome, for each."""
+    return b"".join([_PLAIN_LENGTH + row if len(row) == OUTCOME_CODE_AT else _sized(row) for row in outcomes])
+
+
+def _sized(row: bytes) -> bytes:
+    return _U16.pack(len(row)) + row
+
+
+def parse_ring(ring: bytes) -> list[bytes]:
+    """Inverse of `pack_ring`."""
+    rows: list[bytes] = []
+    at, end = 0, len(ring)
+    while at < end:
+        begin = at + 2
+        at = begin + int.from_bytes(ring[at:begin], "big")
+        rows.append(ring[begin:at])
+    if at != end:
+        msg = f"a row of outcomes ends at byte {at} of {end}"
+        raise LocalError(msg)
+    return rows
+
+
+def pack_use(kind: bytes, entry: Index, time_ms: int, client_id: bytes, outcome: bytes = b"") -> bytes:
+    """
+    One record of the uses: kind u8, entry u64, time u64, client id; of a new request then request id i64 and digest.
+
+    A refusal ends with its code, the length before it u8. The version of an outcome is the entry.
+    """
+    head = _USE.pack(kind, entry, time_ms, client_id)
+    if not outcome:
+        return head
+    code = outcome[OUTCOME_CODE_AT:]
+    body = outcome[:8] + outcome[OUTCOME_DIGEST_AT:OUTCOME_CODE_AT]
+    return head + body + bytes((len(code),)) + code if code else head + body
+
+
+def parse_uses(row: bytes) -> Iterator[Use]:
+    """Read the records of one row of uses in the order of the log."""
+    at, end = 0, len(row)
+    while at + _USE.size <= end:
+        kind, entry, time_ms, client_id = _USE.unpack_from(row, at)
+        at += _USE.size
+        outcome = b""
+        if kind in (USE_APPLIED, USE_REFUSED):
+            outcome = row[at : at + 8] + pack_u64(entry) + row[at + 8 : at + 24]
+            at += 24
+            if kind == USE_REFUSED:
+                begin = at + 1
+                at = begin + row[at] if at < end else end + 1
+                outcome += row[begin:at]
+        elif kind not in (USE_REPEATED, USE_FORGOTTEN):
+            msg = f"a row of uses has a record of kind {kind.hex()}, which this release does not know"
+            raise LocalError(msg)
+        yield Use(kind, entry, time_ms, client_id, outcome)
+    if at != end:
+        msg = f"a row of uses ends at byte {at} of {end}"
+        raise LocalError(msg)
 
 
 def stamped(buffer: bytes, version: bytes, ordinal: int) -> bytes:

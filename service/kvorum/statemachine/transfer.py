@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvorum.core.errors import RemoteError
 from kvorum.core.snapshot import CHUNK_BYTES_MAX, ChunkKind, Manifest, decode_chunk, encode_chunk
-from kvorum.statemachine.layout import FORMAT_KEY, FORMAT_VERSION, STATE_KEY, unpack_state
+from kvorum.statemachine.layout import FORMAT_KEY, FORMAT_VERSION, FORMATS_READ, STATE_KEY, unpack_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,9 +184,9 @@ class StreamCheck:
         if rows != self.rows or digest != self._digest.digest():
             msg = f"the snapshot is not complete: {self.rows} of {rows} rows, or other ones than were sent"
             raise RemoteError(msg)
-        if self._format != bytes((FORMAT_VERSION,)):
-            found = int.from_bytes(self._format or b"", "big")
-            msg = f"the snapshot holds a store of format version {found}; this release reads {FORMAT_VERSION}"
+        found = int.from_bytes(self._format or b"", "big")
+        if found not in FORMATS_READ:
+            msg = f"the snapshot holds a store of format version {found}; this release reads up to {FORMAT_VERSION}"
             raise RemoteError(msg)
         if self._applied_index != self.manifest.index:
             msg = f"the snapshot says it ends at index {self.manifest.index}, its rows say {self._applied_index}"

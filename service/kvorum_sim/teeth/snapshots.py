@@ -129,14 +129,14 @@ BUGS: Final = (
                 (
                     "    parts: list[bytes] = []\n",
                     (
-                        "    from kvorum.statemachine.layout import OUTCOME_PREFIX, SESSION_PREFIX\n"
+                        "    from kvorum.statemachine.layout import RING_PREFIX, SESSION_PREFIX, USES_PREFIX\n"
                         "    parts: list[bytes] = []\n"
                     ),
                 ),
                 (
                     "        parts += (_pack_u32(len(key))",
                     (
-                        "        if key.startswith((SESSION_PREFIX, OUTCOME_PREFIX)):\n            continue\n"
+                        "        if key.startswith((SESSION_PREFIX, RING_PREFIX, USES_PREFIX)):\n            continue\n"
                         "        parts += (_pack_u32(len(key))"
                     ),
                 ),

@@ -54,12 +54,62 @@ BUGS: Final = (
         69,
         "Which requests were applied is not written to the store, so a restarted node applies retries again.",
         (
-            edit("statemachine.sessions:Sessions.stage_rows", ("put(SESSION_PREFIX + client_id, row)", "pass")),
             edit(
-                "statemachine.sessions:Sessions.record",
-                ("self._batch.put(OUTCOME_PREFIX", "(lambda *_: None)(OUTCOME_PREFIX"),
+                "statemachine.sessions:Sessions._stage_uses",
+                ("self._batch.put(USES_PREFIX", "(lambda *_: None)(USES_PREFIX"),
+            ),
+            edit(
+                "statemachine.sessions:Sessions._put_session",
+                ("self._batch.put(SESSION_PREFIX", "(lambda *_: None)(SESSION_PREFIX"),
+                ("self._batch.put(RING_PREFIX", "(lambda *_: None)(RING_PREFIX"),
             ),
         ),
+    ),
+    Bug(
+        "journal of sessions cut too far",
+        69,
+        "The journal is cut behind the first session whose rows are written, not before the oldest that is behind.",
+        (
+            edit(
+                "statemachine.sessions:Sessions._catch_up",
+                ("self._cut = len(journal) if current else cut", "self._cut = len(journal)"),
+            ),
+        ),
+        tests=("unit/statemachine/test_journal.py",),
+    ),
+    Bug(
+        "journal of sessions not replayed",
+        69,
+        "A start reads the rows of sessions, but not the uses since they were written.",
+        (
+            edit(
+                "statemachine.journal:Replay.run",
+                ("        index = int.from_bytes(", "        break\n        index = int.from_bytes("),
+            ),
+        ),
+        tests=("unit/statemachine/test_journal.py",),
+    ),
+    Bug(
+        "forgotten session comes back",
+        69,
+        "The end of a session is not in the journal, which still holds its uses: after a start it is there again.",
+        (
+            edit(
+                "statemachine.sessions:Sessions._forget_oldest",
+                (
+                    "if used is not None or (self._journal and session.last_index >= self._journal[0].first):",
+                    "if False:",
+                ),
+            ),
+        ),
+        tests=("unit/statemachine/test_journal.py",),
+    ),
+    Bug(
+        "uses replayed twice",
+        69,
+        "A replay does not pass over the uses that the rows of a session have already.",
+        (edit("statemachine.journal:Replay._take", ("if use.entry <= covered:", "if False:")),),
+        tests=("unit/statemachine/test_journal.py",),
     ),
     Bug(
         "apply depends on the grouping",

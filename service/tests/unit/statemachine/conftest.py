@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from kvorum.core.errors import Refusal
     from kvorum.core.operations import Applied, WriteOperation
+    from kvorum.statemachine.journal import JournalBounds
     from kvorum.statemachine.ranges import RangeResult
 
 NOOP = "noop"
@@ -48,9 +49,14 @@ class Store:
     last = staticmethod(last)
     entry_of = staticmethod(entry_of)
 
-    def __init__(self, engine: MemoryEngine | None = None) -> None:
+    def __init__(self, engine: MemoryEngine | None = None, bounds: JournalBounds | None = None) -> None:
         self.engine = engine or MemoryEngine()
-        self.executor = KvStoreExecutor(self.engine)
+        self.bounds = bounds
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the store again, as after a restart."""
+        self.executor = KvStoreExecutor(self.engine, self.bounds)
 
     @staticmethod
     def set(key: bytes, value: bytes, family: bytes = b"") -> Mutation:
@@ -100,7 +106,7 @@ class Store:
         state = pack_state(self.executor.applied_index, self.executor.last_commit_version, version)
         batch.put(STATE_KEY, state)
         self.engine.write(batch)
-        self.executor = KvStoreExecutor(self.engine)
+        self.reopen()
 
 
 @pytest.fixture

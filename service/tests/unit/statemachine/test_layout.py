@@ -33,7 +33,7 @@ def test_rows_of_a_small_store_are_the_documented_bytes(store):
     assert len(record) == 14
     assert [
         (b"\x00family".hex() + b"fam".hex(), "00000001" + at[3]),
-        (b"\x00format".hex(), "01"),
+        (b"\x00format".hex(), "02"),
         (b"\x00state".hex(), at[4] + at[4] + at[0]),
         ("01" "00000000" + "4c", "02" + at[2][2:]),
         ("01" "00000000" + "6b", "01" + at[4][2:]),

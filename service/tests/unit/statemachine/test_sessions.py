@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from kvorum.core.codec import TAG, encode_operation, identified
-from kvorum.core.entries import Entry, EntryKind
-from kvorum.core.errors import Refusal, WriteStalledError
-from kvorum.core.maintenance import Maintenance
+from kvorum.core.errors import WriteStalledError
 from kvorum.core.operations import APPLIED, Applied, AtomicCommit, Mutation, MutationKind
 from kvorum.statemachine import sessions as room
-from kvorum.statemachine.layout import META, OUTCOMES_KEPT, SESSION_PREFIX, SESSION_PREFIX_END
+from kvorum.statemachine.journal import JournalBounds
+from kvorum.statemachine.layout import META, OUTCOMES_KEPT
+from tests.unit.statemachine.session_model import SET, A, B, C, identified_entry, maintenance_entry, sessions_of
 
-A, B, C = (bytes((letter,)) * 16 for letter in b"abc")
-SET = Mutation(MutationKind.SET, b"", b"k", b"v")
-
-
-def identified_entry(index, client_id, request_id, operation, time_ms=1_700_000_000_000):
-    """The log entry of an identified write."""
-    payload = TAG.pack(7, 8, index) + identified(encode_operation(operation), client_id, request_id)
-    return Entry.create(index, 1, EntryKind.COMMAND, time_ms, payload)
-
-
-def maintenance_entry(index, watermark=0, idle_before_ms=0, sessions_max=100_000):
-    """A MAINTENANCE entry."""
-    payload = Maintenance(watermark, idle_before_ms, sessions_max).encode()
-    return Entry.create(index, 1, EntryKind.MAINTENANCE, 1_700_000_000_000, payload)
+BOUNDS = [JournalBounds(), JournalBounds(0, 0, 0), JournalBounds(1, 4, 2)]
+"""As usual; each group writes the rows of its sessions; some are always behind."""
 
 
 class Log:
@@ -48,15 +33,21 @@ class Log:
         assert [None] == self.store.executor.apply_group([maintenance_entry(self.next(), **fields)])
 
     def sessions(self):
-        return {key[len(SESSION_PREFIX) :] for key, _ in self.store.engine.iterate(SESSION_PREFIX, SESSION_PREFIX_END)}
+        return sessions_of(self.store.engine)
 
     def reopen(self):
-        self.store.executor = type(self.store.executor)(self.store.engine)
+        self.store.reopen()
+
+
+@pytest.fixture(params=BOUNDS, ids=["bounds as usual", "bounds of nothing", "bounds of little"])
+def store(request, make_store):
+    """An empty store."""
+    return make_store(bounds=request.param)
 
 
 @pytest.fixture
 def log(store):
-    """A log in front of an empty store."""
+    """A log in front of it."""
     return Log(store)
 
 
@@ -274,118 +265,3 @@ def test_store_without_session_rows_opens_and_plain_writes_leave_none(store):
 
     assert [b"format", b"state"] == [key[1:] for key, _ in store.engine.iterate(META, b"\x01")]
     assert APPLIED == Log(store).send(A, 1)
-
-
-CLIENTS = [A, B, C, b"d" * 16]
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("send"), st.sampled_from(CLIENTS), st.integers(0, 9), st.integers(0, 3)),
-        st.tuples(st.just("maintain"), st.integers(0, 60), st.integers(1, 4), st.just(0)),
-        st.tuples(st.just("plain"), st.integers(0, 3), st.just(0), st.just(0)),
-    ),
-    max_size=60,
-)
-
-
-def operation_of(choice, index):
-    """A write of the kind; the commit conflicts now and then."""
-    return [
-        SET,
-        Mutation(MutationKind.DELETE, b"", b"k"),
-        AtomicCommit(8, (SET,), (b"k",), existing_style=False),
-        Mutation(MutationKind.VERSIONSTAMPED_VALUE, b"", b"k", b"." * 12),
-    ][choice]
-
-
-class Model:
-    """Sessions as the contract tells them, with a ring of four."""
-
-    KEPT = 4
-
-    def __init__(self):
-        self.sessions = {}
-        self.maximum = room.SESSIONS_MAX
-        self.newest = 0
-
-    def send(self, index, time, client, number, choice):
-        session = self.sessions.pop(client, None)
-        if session is None:
-            while len(self.sessions) >= self.maximum:
-                del self.sessions[next(iter(self.sessions))]
-                break
-            session = {"kept": {}, "forgotten": -1}
-        self.sessions[client] = session
-        session["time"] = time
-        if number in session["kept"]:
-            body, outcome, version = session["kept"][number]
-            if body != choice:
-                return "INVALID_ARGUMENT"
-            return outcome if isinstance(outcome, str) else version
-        if number <= session["forgotten"]:
-            return "INVALID_ARGUMENT"
-        outcome = None
-        if choice == 2:
-            outcome = "FUTURE_VERSION" if index <= 8 else "CONFLICT" if self.newest > 8 else None
-        if outcome is None:
-            self.newest = index
-        session["kept"][number] = (choice, outcome, index)
-        if len(session["kept"]) > self.KEPT:
-            oldest = next(iter(session["kept"]))
-            del session["kept"][oldest]
-            session["forgotten"] = max(session["forgotten"], oldest)
-        return outcome or 0
-
-    def maintain(self, idle_before, maximum):
-        self.maximum = maximum
-        for client in list(self.sessions):
-            if self.sessions[client]["time"] >= idle_before and len(self.sessions) <= maximum:
-                break
-            del self.sessions[client]
-
-
-@settings(max_examples=300, deadline=None)
-@given(steps=STEPS, cuts=st.sets(st.integers(0, 60)), reopens=st.sets(st.integers(0, 60)), stalls=st.booleans())
-def test_sessions_do_what_the_model_says_in_whatever_groups(make_store, steps, cuts, reopens, stalls):
-    """Equal logs, cut differently, reopened and stalled in between, give the same outcomes and the same hash."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "OUTCOMES_KEPT", Model.KEPT)
-        patch.setattr("kvorum.statemachine.group.OUTCOMES_KEPT", Model.KEPT)
-        patch.setattr(room, "RINGS_LOADED_MAX", 2)
-        model, entries, expected = Model(), [], []
-        for index, (kind, first, second, third) in enumerate(steps, 1):
-            if kind == "send":
-                entries.append(identified_entry(index, first, second, operation_of(third, index), index))
-                expected.append(model.send(index, index, first, second, third))
-            elif kind == "maintain":
-                entries.append(maintenance_entry(index, idle_before_ms=first, sessions_max=second))
-                expected.append(None)
-                model.maintain(first, second)
-            else:
-                entries.append(make_store.entry_of(index, SET))
-                expected.append(0)
-                model.newest = index
-        one, many = make_store(), make_store()
-        for entry in entries:
-            one.executor.apply_group([entry])
-        got, group = [], []
-        for position, entry in enumerate(entries, 1):
-            group.append(entry)
-            if position not in cuts and position < len(entries):
-                continue
-            if stalls:
-                many.engine.stalled = True
-                with pytest.raises(WriteStalledError):
-                    many.executor.apply_group(group)
-                many.engine.stalled = False
-            got += make_store.last(many.executor.apply(group))
-            group = []
-            if position in reopens:
-                many = make_store(many.engine)
-        assert expected == [plain(outcome) for outcome in got]
-        assert set(model.sessions) == Log(many).sessions()
-        assert one.hash() == many.hash()
-
-
-def plain(outcome):
-    """A refusal's code, the first version of a retry, 0 for a new write, None for what nobody waits for."""
-    return outcome.code if isinstance(outcome, Refusal) else None if outcome is None else outcome.version
