@@ -315,10 +315,9 @@ class Sessions:
         for _ in replay.run(USES_PREFIX + pack_u64(self._journal[0].last)):
             pass
         for client_id in wanted:
-            found, missing = replay.sessions[client_id], self._all[client_id]
-            assert found is not None
-            if found.head != missing.head:
-                msg = f"a session is {missing.head} in memory and {found.head} in the store"
+            found, missing = replay.sessions.get(client_id), self._all[client_id]
+            if found is None or found.head != missing.head:
+                msg = f"a session is {missing.head} in memory and {found and found.head} in the store"
                 raise AssertionError(msg)
             missing.outcomes = found.outcomes
             self._loaded[client_id] = missing
