@@ -9,7 +9,6 @@ straight out of the log record; everything else is decoded first.
 from __future__ import annotations
 
 import struct
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from kvorum.core.codec import IDENTIFIED, IDENTITY_BYTES, TAG_BYTES, decode_operation, identity_of
@@ -40,7 +39,7 @@ from kvorum.statemachine.layout import (
     pack_u32,
     stamped,
 )
-from kvorum.statemachine.retries import DIGEST_BYTES, digest_of, known_outcome
+from kvorum.statemachine.retries import digest_of, known_outcome, new_digest
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -194,7 +193,9 @@ class ApplyGroup:
                 put(CURRENT_DEFAULT + record[_IDENTIFIED_KEY_AT:end], IN_HISTORY + version[1:])
             put(HISTORY_DEFAULT + record[_IDENTIFIED_KEY_LENGTH_AT:end] + version + KIND_SET, value)
             note(version + _SET_BYTE + record[_BODY_AT:end])
-            digest = _SET_BYTE + blake2b(record[_BODY_AT:], digest_size=DIGEST_BYTES - 1).digest()
+            body = new_digest()
+            body.update(record[_BODY_AT:])
+            digest = _SET_BYTE + body.digest()
             used(USE_APPLIED + record[_INDEX_AT:HEADER_BYTES] + record[_CLIENT_AT:_BODY_AT] + digest)
             session.note(request_id, record[_REQUEST_AT:_BODY_AT] + version + digest)
             staged += 1

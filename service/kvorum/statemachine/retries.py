@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from kvorum.core.operations import WriteOperation
     from kvorum.statemachine.journal import Session
 
-DIGEST_BYTES: Final = 16
+new_digest: Final = blake2b(digest_size=15).copy
+"""The hash of a body at its beginning: a copy costs a fifth less than a new one."""
 
 
 def digest_of(record: bytes, opcode_at: int) -> bytes:
     """Digest of an identified operation, which ends the record: its opcode and 15 bytes of the BLAKE2b of its body."""
     body = record[opcode_at + 1 + IDENTITY_BYTES :]
-    return bytes((record[opcode_at] & ~IDENTIFIED,)) + blake2b(body, digest_size=DIGEST_BYTES - 1).digest()
+    digest = new_digest()
+    digest.update(body)
+    return bytes((record[opcode_at] & ~IDENTIFIED,)) + digest.digest()
 
 
 def known_outcome(
