@@ -1,18 +1,20 @@
-"""Which node may be taken away so that only what is tested suffers."""
+"""Which node may be taken away so that only what is tested suffers, and pods placed where no scheduler is left."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import json
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from cluster.commands import Kubectl
+from cluster.commands import Kubectl, not_yet, say, wait_until
 from cluster.faults import DNS_LABEL
 
 if TYPE_CHECKING:
     from cluster.release import Release
 
 CONTROL_PLANE: Final = "node-role.kubernetes.io/control-plane"
+SCHEDULER_S: Final = 60.0
 
 
 def node_of(release: Release, pod: str) -> str:
@@ -32,3 +34,73 @@ def node_to_cut(release: Release, writers_node: str) -> str:
     if not fit:
         pytest.skip(f"no worker has exactly one kvorum pod and neither the writers nor CoreDNS: pods on {candidates}")
     return fit[0]
+
+
+def place_pods(release: Release, replicas: int) -> None:
+    """
+    Wait until every pod has a node, and give it one where no scheduler does.
+
+    A kube-scheduler may end with the API server it was connected to, and not every cluster starts it again. A pod it
+    has looked at has the condition PodScheduled; for one that has none after a minute this stands in for the scheduler:
+    it binds the pod to the node its volume is on. What the pod does from there on is kvorum's again.
+    """
+
+    def placed() -> None:
+        pods = release.pods()
+        if nowhere := sorted(name for name, pod in pods.items() if "nodeName" not in pod["spec"]):
+            not_yet(f"{nowhere} have no node")
+        if len(pods) < replicas:
+            not_yet(f"only {sorted(pods)} exist")
+
+    try:
+        wait_until(placed, "every pod has a node", SCHEDULER_S)
+    except AssertionError:
+        for name, pod in release.pods().items():
+            if "nodeName" not in pod["spec"] and not _was_looked_at(pod):
+                _bind(release, name, pod)
+        wait_until(placed, "every pod has a node", SCHEDULER_S)
+
+
+def _was_looked_at(pod: dict[str, Any]) -> bool:
+    return any(condition["type"] == "PodScheduled" for condition in pod["status"].get("conditions", []))
+
+
+def _bind(release: Release, name: str, pod: dict[str, Any]) -> None:
+    nodes = Kubectl().get("nodes")["items"]
+    fit = [node["metadata"]["name"] for node in nodes if _takes_pods(node) and _may_hold(release, pod, node)]
+    assert fit, f"no node that is ready may hold {name}"
+    say(f"NO SCHEDULER looked at {name} for {SCHEDULER_S:.0f} s: bound by hand to {fit[0]}")
+    binding = {
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": name, "namespace": release.namespace},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": fit[0]},
+    }
+    path = f"/api/v1/namespaces/{release.namespace}/pods/{name}/binding"
+    release.kubectl("create", "--raw", path, "--filename", "-", given=json.dumps(binding))
+
+
+def _takes_pods(node: dict[str, Any]) -> bool:
+    ready = any(
+        condition["type"] == "Ready" and condition["status"] == "True" for condition in node["status"]["conditions"]
+    )
+    effects = {taint["effect"] for taint in node["spec"].get("taints", [])}
+    return ready and not node["spec"].get("unschedulable") and effects.isdisjoint({"NoSchedule", "NoExecute"})
+
+
+def _may_hold(release: Release, pod: dict[str, Any], node: dict[str, Any]) -> bool:
+    """Whether the volumes of a pod can be had on a node: those on a node's own disk name it by a label."""
+    for volume in pod["spec"]["volumes"]:
+        if "persistentVolumeClaim" not in volume:
+            continue
+        claim = release.kubectl.get("pvc", volume["persistentVolumeClaim"]["claimName"])
+        stored = Kubectl().get("pv", claim["spec"]["volumeName"])
+        terms = stored["spec"].get("nodeAffinity", {}).get("required", {}).get("nodeSelectorTerms", [])
+        if terms and not any(_fits(term, node["metadata"]["labels"]) for term in terms):
+            return False
+    return True
+
+
+def _fits(term: dict[str, Any], labels: dict[str, str]) -> bool:
+    rules = term.get("matchExpressions", [])
+    return all(rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"] for rule in rules)

@@ -100,6 +100,11 @@ class Release:
         if wait:
             self.ready(replicas)
 
+    def template(self, values: Mapping[str, object]) -> str:
+        """``helm template`` of what is for those who watch, where it cannot be installed."""
+        shown = "templates/monitoring.yaml"
+        return self._helm("template", NAME, str(CHART), "--show-only", shown, *self._settings(values, 3))
+
     def _settings(self, values: Mapping[str, object] | None, replicas: int) -> list[str]:
         repository, _, tag = self.image.rpartition(":")
         settings: dict[str, object] = {"image.repository": repository, "image.tag": tag, **(values or {})}

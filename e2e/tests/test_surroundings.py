@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cluster.commands import CommandError, Kubectl, NotYetError, hold, not_yet, wait_until
-from cluster.nodes import node_of
+from cluster.nodes import node_of, place_pods
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +116,8 @@ def test_surroundings_no_api_server(release: Release, writers: Callable[..., Wri
 
     running.go_on(within_s=180)
     assert release.view(release.leader()).voters == [0, 1, 2], "nobody leaves"
+    place_pods(release, 3)
+    release.ready(3)
     seen = running.finish()
     assert seen.longest_silence_s <= SILENCE_MAX_S
-    release.ready(3)
     assert before == release.cluster_ids()

@@ -6,19 +6,16 @@ import asyncio
 import contextlib
 import http.server
 import json
-import math
 import shutil
-import subprocess
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kvorum.cli.local_cluster import find_free_ports
+from cluster.prometheus import Prometheus, substituted
 from tests.process.harness import Writers, eventually
 from tests.process.wire import atomic_set, get, set_key
 
@@ -57,71 +54,39 @@ class _KubernetesSide(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class Prometheus:
-    """A Prometheus process that scrapes a cluster every second and evaluates the alerts."""
+def configuration(cluster: Cluster, side_port: int) -> dict[str, object]:
+    """Scrape every node each second, and evaluate the alerts as often."""
+    targets = [
+        {"targets": [f"127.0.0.1:{node.port - 1000}"], "labels": {"namespace": "db", "pod": f"kvorum-{number}"}}
+        for number, node in enumerate(cluster.nodes)
+    ]
+    side = {"targets": [f"127.0.0.1:{side_port}"], "labels": {"namespace": "db", "pod": "kvorum-0"}}
+    return {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(FILES / "alerts.yaml")],
+        "scrape_configs": [
+            {"job_name": "kvorum", "static_configs": targets},
+            {
+                "job_name": "kubernetes-side",
+                "static_configs": [side],
+                "metric_relabel_configs": [{"target_label": "job", "replacement": "kvorum"}],
+            },
+        ],
+    }
 
-    def __init__(self, folder: Path, cluster: Cluster) -> None:
-        self._port, side_port = find_free_ports(2)
-        self._side = http.server.ThreadingHTTPServer(("127.0.0.1", side_port), _KubernetesSide)
-        targets = [
-            {"targets": [f"127.0.0.1:{node.port - 1000}"], "labels": {"namespace": "db", "pod": f"kvorum-{number}"}}
-            for number, node in enumerate(cluster.nodes)
-        ]
-        side = {"targets": [f"127.0.0.1:{side_port}"], "labels": {"namespace": "db", "pod": "kvorum-0"}}
-        # JSON is YAML too.
-        config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(FILES / "alerts.yaml")],
-            "scrape_configs": [
-                {"job_name": "kvorum", "static_configs": targets},
-                {
-                    "job_name": "kubernetes-side",
-                    "static_configs": [side],
-                    "metric_relabel_configs": [{"target_label": "job", "replacement": "kvorum"}],
-                },
-            ],
-        }
-        file = folder / "prometheus.json"
-        file.write_text(json.dumps(config))
-        self._output = (folder / "prometheus.out").open("wb")
-        self._process = subprocess.Popen(
-            ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}",
-             f"--web.listen-address=127.0.0.1:{self._port}"],
-            stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output, cwd=folder,
-        )  # fmt: skip
-        self._thread = threading.Thread(target=self._side.serve_forever)
-        self._thread.start()
 
-    def end(self) -> None:
-        """Stop everything."""
-        self._process.kill()
-        self._process.wait(60)
-        self._output.close()
-        self._side.shutdown()
-        self._side.server_close()
-        self._thread.join(60)
-
-    def ask(self, path: str, **parameters: str) -> Any:
-        """The data of one answer of its HTTP interface."""
-        url = f"http://127.0.0.1:{self._port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        try:
-            with urllib.request.urlopen(url, timeout=60) as answer:
-                return json.load(answer)["data"]
-        except urllib.error.HTTPError as error:
-            with error:
-                pytest.fail(f"{parameters}: {error.read().decode()}")
-
-    def query(self, expression: str) -> list[float]:
-        """Values of an instant query."""
-        return [float(found["value"][1]) for found in self.ask("query", query=expression)["result"]]
-
-    def alerts(self) -> dict[str, str]:
-        """Alerts that are pending or firing."""
-        return {alert["labels"]["alertname"]: alert["state"] for alert in self.ask("alerts")["alerts"]}
-
-    def rules(self) -> list[dict[str, Any]]:
-        """All rules, as they were evaluated last."""
-        return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
+@contextlib.contextmanager
+def kubernetes_side() -> Iterator[int]:
+    """Serve what only nodes on Kubernetes say, on the port that is given."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _KubernetesSide)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(60)
 
 
 @pytest.fixture
@@ -130,18 +95,11 @@ def look(tmp_path: Path) -> Iterator[Callable[[Cluster], Prometheus]]:
     with contextlib.ExitStack() as stack:
 
         def start(cluster: Cluster) -> Prometheus:
-            made = Prometheus(tmp_path, cluster)
+            made = Prometheus(tmp_path, configuration(cluster, stack.enter_context(kubernetes_side())))
             stack.callback(made.end)
             return made
 
         yield start
-
-
-def substituted(expression: str) -> str:
-    """A query of the dashboard as Grafana would send it."""
-    for name, value in VARIABLES.items():
-        expression = expression.replace(name, value)
-    return expression
 
 
 def move_leader(node: Node) -> None:
@@ -170,19 +128,6 @@ async def use(cluster: Cluster, stop: asyncio.Event) -> None:
                 ):
                     await node.call(call)
         await asyncio.sleep(0.05)
-
-
-async def empty_panels(prometheus: Prometheus) -> list[str]:
-    """Queries of panels that give no number now."""
-    panels = json.loads((FILES / "dashboard.json").read_text())["panels"]
-    asked = [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", [])]
-    assert len(asked) > 60
-    empty = []
-    for title, expression in asked:
-        values = await asyncio.to_thread(prometheus.query, substituted(expression))
-        if not any(map(math.isfinite, values)):
-            empty.append(f"{title}: {expression}")
-    return empty
 
 
 async def shows(prometheus: Prometheus, name: str, state: str) -> None:
@@ -221,9 +166,10 @@ async def test_prometheus_fills_every_panel_and_sees_the_leader_change(
         await eventually(too_many_changes, "KvorumHighLeaderChanges fires", pause=0.5)
         killed.start()
         missing: list[str] = []
+        dashboard = json.loads((FILES / "dashboard.json").read_text())
 
         async def filled() -> bool:
-            missing[:] = await empty_panels(prometheus)
+            missing[:] = await asyncio.to_thread(prometheus.empty_panels, dashboard, VARIABLES)
             return not missing
 
         with contextlib.suppress(AssertionError):
@@ -254,7 +200,7 @@ async def test_prometheus_finds_the_values_of_the_dashboard_variables(
             if variable["type"] == "query":
                 inside = variable["definition"].removeprefix("label_values(").removesuffix(")")
                 match, _, label = inside.rpartition(", ")
-                parameters = {"match[]": substituted(match)}
+                parameters = {"match[]": substituted(match, VARIABLES)}
                 path = f"label/{label}/values"
                 found[variable["name"]] = await asyncio.to_thread(lambda p=path, q=parameters: prometheus.ask(p, **q))
         return len(found["pod"]) == 3
@@ -262,4 +208,4 @@ async def test_prometheus_finds_the_values_of_the_dashboard_variables(
     await eventually(chosen, "the variables have values", pause=0.2)
     assert found == {"namespace": ["db"], "job": ["kvorum"], "pod": ["kvorum-0", "kvorum-1", "kvorum-2"]}
     for annotation in dashboard["annotations"]["list"]:
-        await asyncio.to_thread(prometheus.query, substituted(annotation["expr"]))
+        await asyncio.to_thread(prometheus.query, substituted(annotation["expr"], VARIABLES))
