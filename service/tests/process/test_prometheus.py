@@ -17,7 +17,7 @@ import pytest
 
 from cluster.prometheus import Prometheus, substituted
 from tests.process.harness import Writers, eventually
-from tests.process.wire import atomic_set, get, set_key
+from tests.process.wire import ConnectionLost, atomic_set, get, set_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,7 +119,7 @@ async def use(cluster: Cluster, stop: asyncio.Event) -> None:
     while not stop.is_set():
         number += 1
         for node in cluster.running:
-            with contextlib.suppress(OSError, TimeoutError):
+            with contextlib.suppress(OSError, TimeoutError, ConnectionLost):
                 for call in (
                     set_key(b"hot", b"%d" % number),
                     get(b"hot"),
