@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 CONTROL_PLANE: Final = "node-role.kubernetes.io/control-plane"
 SCHEDULER_S: Final = 60.0
+PLACED_S: Final = 240.0
+"""Controllers take their time too to notice that the API server is back."""
 
 
 def node_of(release: Release, pod: str) -> str:
@@ -38,27 +41,26 @@ def node_to_cut(release: Release, writers_node: str) -> str:
 
 def place_pods(release: Release, replicas: int) -> None:
     """
-    Wait until every pod has a node, and give it one where no scheduler does.
+    Wait until every pod exists and has a node, and give it one where no scheduler does.
 
     A kube-scheduler may end with the API server it was connected to, and not every cluster starts it again. A pod it
     has looked at has the condition PodScheduled; for one that has none after a minute this stands in for the scheduler:
     it binds the pod to the node its volume is on. What the pod does from there on is kvorum's again.
     """
+    since: dict[str, float] = {}
 
     def placed() -> None:
         pods = release.pods()
-        if nowhere := sorted(name for name, pod in pods.items() if "nodeName" not in pod["spec"]):
-            not_yet(f"{nowhere} have no node")
         if len(pods) < replicas:
             not_yet(f"only {sorted(pods)} exist")
+        for name, pod in pods.items():
+            waited = time.monotonic() - since.setdefault(pod["metadata"]["uid"], time.monotonic())
+            if "nodeName" not in pod["spec"]:
+                if waited > SCHEDULER_S and not _was_looked_at(pod):
+                    _bind(release, name, pod)
+                not_yet(f"{name} has no node for {waited:.0f} s")
 
-    try:
-        wait_until(placed, "every pod has a node", SCHEDULER_S)
-    except AssertionError:
-        for name, pod in release.pods().items():
-            if "nodeName" not in pod["spec"] and not _was_looked_at(pod):
-                _bind(release, name, pod)
-        wait_until(placed, "every pod has a node", SCHEDULER_S)
+    wait_until(placed, "every pod has a node", PLACED_S)
 
 
 def _was_looked_at(pod: dict[str, Any]) -> bool:
