@@ -20,6 +20,7 @@ from kvorum.statemachine.layout import (
     CURRENT_DEFAULT,
     FLAG_TOMBSTONE,
     FORMAT_KEY,
+    FORMAT_ROW,
     FORMAT_VERSION,
     FORMATS_READ,
     HISTORY,
@@ -345,11 +346,11 @@ def _open(engine: StorageEngine) -> StateRow:
             )
             raise StartupError(msg)
         batch = engine.batch()
-        batch.put(FORMAT_KEY, bytes((FORMAT_VERSION,)))
+        batch.put(FORMAT_KEY, FORMAT_ROW)
         batch.put(STATE_KEY, pack_state(*StateRow()))
         engine.write(batch)
         return StateRow()
-    if len(row) != 1 or row[0] not in FORMATS_READ:
+    if row not in FORMATS_READ:
         msg = (
             f"the store has format version {int.from_bytes(row, 'big')}, this release reads up to {FORMAT_VERSION}; "
             "start the release that wrote it, or move the state directory aside: the log builds it again"

@@ -34,8 +34,13 @@ if TYPE_CHECKING:
     from kvorum.core.ids import Index
 
 FORMAT_VERSION: Final = 2
-FORMATS_READ: Final = (1, FORMAT_VERSION)
-"""Format 1 kept each outcome in a row of its own; it is read, and becomes format 2 with the first group."""
+FORMAT_ROW: Final = bytes((FORMAT_VERSION,))
+FORMATS_READ: Final = (b"\x01", FORMAT_ROW)
+"""
+Format rows of stores that can be opened.
+
+Format 1 kept each outcome in a row of its own; it is read, and becomes format 2 with the first group.
+"""
 
 VERSION_LIMIT: Final = 1 << 56
 """Versions stay below this: the first byte of a `current` row is its flag."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from kvorum.statemachine.journal import JournalBounds, JournalRow, Outcomes, Replay, Session, outcomes_stored
 from kvorum.statemachine.layout import (
     FORMAT_KEY,
-    FORMAT_VERSION,
+    FORMAT_ROW,
     OUTCOME_PREFIX,
     OUTCOME_PREFIX_END,
     RING_PREFIX,
@@ -62,7 +62,6 @@ Counted in outcomes and heads, which were once a row each: every replica must st
 """
 
 JOURNAL_BOUNDS: Final = JournalBounds()
-FORMAT_ROW: Final = bytes((FORMAT_VERSION,))
 _last_index: Final = attrgetter("last_index")
 
 

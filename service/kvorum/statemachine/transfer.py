@@ -184,8 +184,8 @@ class StreamCheck:
         if rows != self.rows or digest != self._digest.digest():
             msg = f"the snapshot is not complete: {self.rows} of {rows} rows, or other ones than were sent"
             raise RemoteError(msg)
-        found = int.from_bytes(self._format or b"", "big")
-        if found not in FORMATS_READ:
+        if self._format not in FORMATS_READ:
+            found = int.from_bytes(self._format or b"", "big")
             msg = f"the snapshot holds a store of format version {found}; this release reads up to {FORMAT_VERSION}"
             raise RemoteError(msg)
         if self._applied_index != self.manifest.index:

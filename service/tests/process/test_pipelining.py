@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.process.wire import Reply
 
 WRITES = 1000
+PATIENT_CALLS = "[cluster]\nleader_discovery_timeout_ms = 60000\n\n[limits]\nrequest_timeout_ms = 60000\n"
+"""No write runs out of time because a busy machine elects slowly."""
 
 
 async def history(node: Node, key: bytes, first: int, last: int) -> list[tuple[int, bytes]]:
@@ -79,30 +81,23 @@ def check(replies: list[Reply | None], effects: list[int]) -> None:
 async def test_thousand_pipelined_writes_across_a_leader_kill_keep_order_and_truth(
     make_cluster: Callable[..., Cluster], *, through_leader: bool
 ) -> None:
-    """
-    The history of the one key they all write shows each effect at its version: none out of order, none untrue.
+    """The history of the one key they all write shows each effect at its version: none out of order, none untrue."""
+    cluster = make_cluster(settings=PATIENT_CALLS)
+    cluster.start()
+    leader = await cluster.ready()
+    follower, *_ = await cluster.followers()
+    first = (await leader.call(get_read_version())).number(1)
 
-    Through a follower all of them are decided within their deadline; a busy machine gets two more failovers for that.
-    """
-    acknowledged: list[int] = []
-    while not acknowledged or (not through_leader and max(acknowledged) < WRITES and len(acknowledged) < 3):
-        cluster = make_cluster()
-        cluster.start()
-        leader = await cluster.ready()
-        follower, *_ = await cluster.followers()
-        first = (await leader.call(get_read_version())).number(1)
+    replies = await pipeline_across_a_kill(cluster, leader if through_leader else follower, leader)
 
-        replies = await pipeline_across_a_kill(cluster, leader if through_leader else follower, leader)
-
-        last = (await follower.call(get_read_version())).number(1)
-        for node in cluster.nodes:
-            effects = [int(value) for _, value in await history(node, b"sequence", first, last)]
-            check(replies, effects)
-        assert through_leader or None not in replies, "the follower ended a connection because its leader died"
-        acknowledged.append(sum(reply is not None and reply.ok for reply in replies))
-        cluster.end()
-
-    assert through_leader or max(acknowledged) == WRITES
+    last = (await follower.call(get_read_version())).number(1)
+    for node in cluster.nodes:
+        effects = [int(value) for _, value in await history(node, b"sequence", first, last)]
+        check(replies, effects)
+    if not through_leader:
+        acknowledged = sum(reply is not None and reply.ok for reply in replies)
+        assert None not in replies, "the follower ended a connection because its leader died"
+        assert acknowledged == WRITES, f"only {acknowledged} of {WRITES} were decided within their deadline"
 
 
 async def test_each_request_sees_the_effects_of_those_before_it(make_cluster: Callable[..., Cluster]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.process.harness import Node
 
-ENTRIES = int(os.environ.get("KVORUM_TEST_BEHIND_ENTRIES", "60000"))
+ENTRIES = int(os.environ.get("KVORUM_TEST_BEHIND_ENTRIES", "200000"))
 """How far behind the follower falls."""
 CLIENTS = 6
 WINDOW = 48
