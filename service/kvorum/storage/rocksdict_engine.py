@@ -7,7 +7,12 @@ The consensus log is the durability; what RocksDB has not flushed is applied aga
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -48,8 +53,16 @@ _MEMTABLE_BLOOM_RATIO: Final = 0.01
 """Share of a memtable's memory for its bloom filter: 14 bits a row of 60 bytes; a larger filter misses the cache."""
 
 _DELETIONS_WINDOW: Final = 10_000
-_DELETIONS_TRIGGER: Final = 2_500
-"""This many deletions in a row of that many entries make a file worth compacting."""
+_DELETIONS_TRIGGER: Final = 7_500
+"""
+So many deletions among that many entries make a file worth compacting at once, whatever its level.
+
+Where keys are overwritten the sweep deletes one row for each two written, in every flush: those files wait for the
+compaction of level 0 (decision 0022). Beyond three in four there is space to give back, and iterators have far to step.
+"""
+
+_BACKGROUND_NICENESS: Final = 10
+"""Of RocksDB's threads: a tenth of a processor that the loop wants too, all of one that it does not (decision 0022)."""
 
 _FULL: Final = ("No space left on device", "Disk quota exceeded")
 """
@@ -137,7 +150,9 @@ class RocksdictEngine:
         """
         options = _options(tuning or EngineTuning())
         try:
-            database = Rdict(str(path), options)
+            # RocksDB starts the threads of its pools while it opens, and a thread is as nice as the one that started it.
+            with ThreadPoolExecutor(1, "rocksdb-open", _be_nice) as opener:
+                database = opener.submit(Rdict, str(path), options).result()
         except Exception as error:
             if _is_full(str(error)):
                 msg = f"cannot open the RocksDB directory {path}: {error}; free space or enlarge the volume"
@@ -266,6 +281,14 @@ class RocksdictEngine:
             return LocalError(f"storage engine in {self._path} used wrongly: {text}")
         kind = OutOfSpaceError if _is_full(text) else StorageFailedError
         return kind(f"RocksDB in {self._path} failed: {text}")
+
+
+def _be_nice() -> None:
+    """Put the calling thread behind others; where threads have no niceness of their own everything stays as it was."""
+    if sys.platform == "linux":
+        # Refused only by an unusual sandbox, in which RocksDB then competes with the loop.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _BACKGROUND_NICENESS)
 
 
 def _is_full(text: str) -> bool:

@@ -37,6 +37,22 @@ for number in range(3000 * buffer_mb):
 os._exit(0)
 """
 
+SHOW_NICENESS = """
+import os, sys
+from pathlib import Path
+from kvorum.storage.rocksdict_engine import EngineTuning, RocksdictEngine
+engine = RocksdictEngine.open(Path(sys.argv[1]), EngineTuning(write_buffer_size_mb=1))
+for number in range(8000):
+    batch = engine.batch()
+    batch.put(b"%08d" % (number % 1000), b"v" * 500)
+    engine.write(batch)
+    if number % 1000 == 0:
+        engine.flush()
+own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+for thread in sorted(map(int, os.listdir("/proc/self/task"))):
+    print(Path(f"/proc/self/task/{thread}/comm").read_text().strip(), os.getpriority(os.PRIO_PROCESS, thread) - own)
+"""
+
 
 @pytest.mark.parametrize("buffer_mb", [1, 12])
 def test_rocksdict_engine_killed_keeps_a_prefix_of_its_batches(tmp_path: Path, buffer_mb: int) -> None:
@@ -72,6 +88,17 @@ def test_rocksdict_engine_full_memtables_stall_instead_of_waiting(tmp_path: Path
     assert len(list(engine.iterate(b"", b"\xff"))) == 600
 
     engine.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness per thread")
+def test_rocksdict_engine_works_in_the_background_with_less_priority(tmp_path: Path) -> None:
+    """Every thread that RocksDB has started is nicer by ten than the one that uses it."""
+    shown = subprocess.run([sys.executable, "-c", SHOW_NICENESS, str(tmp_path)], check=True, capture_output=True)
+    user, *background = (line.split() for line in shown.stdout.decode().splitlines())
+
+    assert user[1] == "0"
+    assert {"rocksdb:low", "rocksdb:high"} <= {name for name, _ in background}
+    assert {niceness for _, niceness in background} == {"10"}
 
 
 def test_rocksdict_engine_directory_in_use_is_a_clear_error(tmp_path: Path) -> None:
