@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kvorum.core.entries import Entry
     from kvorum.core.errors import Refusal
-    from kvorum.core.ids import Index
+    from kvorum.core.ids import Index, NodeId
     from kvorum.core.operations import Applied
     from kvorum.core.ports import StateMachine
 
@@ -31,11 +31,23 @@ FLUSH_BYTES: Final = 64 * 1024 * 1024
 FLUSH_S: Final = 30.0
 """What is applied becomes durable within this time however little it is: bounds the replay by time as well."""
 
+_GOLDEN_RATIO: Final = (5**0.5 - 1) / 2
+"""The fractional parts of its multiples lie far apart from each other, however many there are."""
+
 STALL_RETRY_S: Final = 0.005
 """How long a stalled engine is left alone before the same group is tried again."""
 
 SPACE_RETRY_S: Final = 0.5
 """Pause between two attempts of a write or flush while the disk is full; the log keeps the same one."""
+
+
+def head_start(node_id: NodeId) -> float:
+    """
+    Share of the entries between two flushes by which a node is ahead of node 0.
+
+    All nodes apply the same entries: without it they would all flush and compact in the same moment (decision 0022).
+    """
+    return node_id * _GOLDEN_RATIO % 1
 
 
 class Applier:
@@ -52,6 +64,7 @@ class Applier:
         on_flushed: Callable[[], None] = lambda: None,
         on_space: Callable[[bool], None] = lambda _: None,
         flush_entries: int = FLUSH_ENTRIES,
+        head_start: float = 0.0,
     ) -> None:
         """
         Wire it up.
@@ -66,6 +79,7 @@ class Applier:
             on_flushed: Called when the durable index has moved.
             on_space: Called with False when the store meets a full disk, with True when it goes on.
             flush_entries: Entries applied beyond the durable index after which a flush begins.
+            head_start: By which share of that the first flush comes earlier (`head_start`).
         """
         self._machine = machine
         self._loop = loop
@@ -83,8 +97,7 @@ class Applier:
         self._paused = False
         self._stops: list[tuple[Index, Callable[[], None]]] = []
         self._flushing = False
-        self._unflushed_entries = 0
-        self._unflushed_bytes = 0
+        self._filled = head_start
         self._last_flush = clock()
         self._write_refused = False
         self._flush_refused = False
@@ -137,7 +150,6 @@ class Applier:
         self._queue.clear()
         self._steps = None
         self.stalled = False
-        self._unflushed_entries = self._unflushed_bytes = 0
         self.durable_index = index
         self._write_refused = self._flush_refused = False
         self._look_at_space()
@@ -225,17 +237,16 @@ class Applier:
     # --- durable index ---
 
     def _note_unflushed(self, entries: Sequence[Entry]) -> None:
-        self._unflushed_entries += len(entries)
-        self._unflushed_bytes += entry_bytes(entries)
-        if self._unflushed_entries >= self._flush_entries or self._unflushed_bytes >= FLUSH_BYTES:
-            self.flush_now()
+        # Flushes for other reasons leave this as it is, so that nodes stay as far apart as they began.
+        self._filled += max(len(entries) / self._flush_entries, entry_bytes(entries) / FLUSH_BYTES)
+        if self._filled >= 1 and self.flush_now():
+            self._filled %= 1
 
     def flush_now(self) -> bool:
         """Begin to make everything applied so far durable; False if that cannot be now, or is under way already."""
         if self._flushing or self._paused or self._halted:
             return False
         self._flushing = True
-        self._unflushed_entries = self._unflushed_bytes = 0
         self._last_flush = self._clock()
         reached = self._machine.applied_index
         self._flush(lambda: self._flushed(reached))
@@ -244,7 +255,8 @@ class Applier:
     def tick(self, now: float) -> None:
         """A few times a second: flush what little there is once in a while, so that a restart replays little."""
         pause_s = SPACE_RETRY_S if self._flush_refused else FLUSH_S
-        if (self._unflushed_entries or self._flush_refused) and now - self._last_flush >= pause_s:
+        unflushed = self._machine.applied_index > self.durable_index
+        if (unflushed or self._flush_refused) and now - self._last_flush >= pause_s:
             self.flush_now()
 
     @property

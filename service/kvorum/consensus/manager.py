@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from kvorum.consensus import frames
-from kvorum.consensus.applier import Applier
+from kvorum.consensus.applier import Applier, head_start
 from kvorum.consensus.commit_times import CommitTimes
 from kvorum.consensus.compaction import LogCutter
 from kvorum.consensus.contacts import Contacts
@@ -153,6 +153,7 @@ class ConsensusManager(Reporting):
             on_flushed=self._flushed,
             on_space=partial(self.space_changed, "store"),
             flush_entries=settings.flush_entries,
+            head_start=head_start(settings.node_id),
         )
         self.snapshots = (
             Snapshots(self, around.links, cast("KvStoreExecutor", around.state), around.staging, around.logger)

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -150,7 +149,7 @@ class RocksdictEngine:
         """
         options = _options(tuning or EngineTuning())
         try:
-            # RocksDB starts the threads of its pools while it opens, and a thread is as nice as the one that started it.
+            # RocksDB starts its threads while it opens, and a thread is as nice as the one that started it.
             with ThreadPoolExecutor(1, "rocksdb-open", _be_nice) as opener:
                 database = opener.submit(Rdict, str(path), options).result()
         except Exception as error:
@@ -284,11 +283,11 @@ class RocksdictEngine:
 
 
 def _be_nice() -> None:
-    """Put the calling thread behind others; where threads have no niceness of their own everything stays as it was."""
+    """Put the calling thread behind others; only Linux has a niceness per thread, elsewhere everything stays as it is."""
     if sys.platform == "linux":
         # Refused only by an unusual sandbox, in which RocksDB then competes with the loop.
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _BACKGROUND_NICENESS)
+            os.nice(_BACKGROUND_NICENESS)
 
 
 def _is_full(text: str) -> bool:

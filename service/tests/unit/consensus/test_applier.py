@@ -211,6 +211,27 @@ def test_restart_forgets_what_a_snapshot_holds():
     assert [(101, 102)] == state.groups
 
 
+def test_nodes_flush_at_different_entries_and_stay_apart():
+    """The same entries on two nodes: each flushes once in ten and apart, also after a flush by the clock."""
+    for head_start, begun_at in ((0.0, [4, 10, 20, 30]), (0.6, [4, 14, 24, 34])):
+        loop, state, begun = HandLoop(), CountingState(), []
+
+        def flush(done: Callable[[], None], state: CountingState = state, begun: list[int] = begun) -> None:
+            begun.append(state.applied_index)
+            done()
+
+        applier = Applier(
+            state, loop, lambda: 0.0, on_applied=lambda *_: None, flush=flush, flush_entries=10, head_start=head_start
+        )
+        for first in range(1, 36, 2):
+            applier.add(batch(first, first + 1))
+            applier.pump()
+            if first == 3 and not head_start:
+                applier.tick(FLUSH_S)
+            loop.turn()
+        assert begun == begun_at
+
+
 def test_little_is_flushed_after_a_while_and_the_flush_is_told():
     """A quiet node does not keep its last writes unflushed for ever."""
     loop, state, flushes, told = HandLoop(), CountingState(), [], []
