@@ -283,7 +283,7 @@ class RocksdictEngine:
 
 
 def _be_nice() -> None:
-    """Put the calling thread behind others; only Linux has a niceness per thread, elsewhere everything stays as it is."""
+    """Put the calling thread behind others. Only Linux has a niceness per thread; elsewhere all stays as it is."""
     if sys.platform == "linux":
         # Refused only by an unusual sandbox, in which RocksDB then competes with the loop.
         with contextlib.suppress(OSError):
