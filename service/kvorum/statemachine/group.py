@@ -183,7 +183,9 @@ class ApplyGroup:
                 session.last_index = entry.index
                 session.last_time_ms = entry.time_ms
             outcomes = session.outcomes
-            if request_id <= session.forgotten or outcomes is None or request_id in outcomes:
+            if outcomes is None or request_id <= session.forgotten:
+                break
+            if request_id <= outcomes.highest and request_id in outcomes:
                 break
             version = record[_INDEX_AT:_INDEX_END]
             if len(value) <= INLINE_VALUE_BYTES_MAX:

@@ -10,17 +10,19 @@ any time and the journal cut at any row before the oldest use that counts.
 
 from __future__ import annotations
 
-from collections import deque
 from heapq import merge
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from kvorum.core.errors import LocalError
 from kvorum.statemachine.layout import (
+    OUTCOME_CODE_AT,
     OUTCOME_PREFIX,
     OUTCOMES_KEPT,
+    PLAIN_LENGTH,
     RING_PREFIX,
     SESSION_PREFIX,
     SESSION_PREFIX_END,
+    SLOT_BYTES,
     SLOTS,
     SLOTS_END,
     USE_FORGOTTEN,
@@ -28,14 +30,17 @@ from kvorum.statemachine.layout import (
     USES_PREFIX_END,
     Head,
     pack_head,
+    pack_i64,
+    pack_ring,
     parse_ring,
     parse_uses,
     request_of,
     unpack_head,
+    unpack_request,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Container, Iterator, Sequence
 
     from kvorum.core.ids import Index
     from kvorum.core.ports import View
@@ -43,6 +48,8 @@ if TYPE_CHECKING:
 
 _Head: TypeAlias = tuple[int, int, int, int]
 _CLIENT_AT: Final = len(SESSION_PREFIX)
+_ROW_AT: Final = len(PLAIN_LENGTH)
+"""Where the outcome begins in its slot."""
 
 
 class JournalBounds(NamedTuple):
@@ -65,16 +72,61 @@ class JournalRow(NamedTuple):
     uses: int
 
 
-class Outcomes(dict[int, bytes]):
-    """The kept outcomes of a session by request id, oldest first."""
+class Outcomes:
+    """
+    The kept outcomes of a session, in one buffer.
 
-    __slots__ = ("order",)
+    As objects of their own they would be four times as large, and each would come back into the processor's cache only
+    to be forgotten. So what is seldom asked for, the outcome of one request, is looked for in the buffer.
+    """
 
-    def __init__(self, pairs: Iterable[tuple[int, bytes]] = ()) -> None:
-        super().__init__(pairs)
-        # A dictionary finds its first key ever more slowly when that is what is always taken out.
-        self.order = deque(self)
-        """The request ids, oldest first."""
+    __slots__ = ("codes", "highest", "ring")
+
+    def __init__(self, rows: Sequence[bytes] = (), recorded: int = 0) -> None:
+        """Take over what a session keeps of so many recorded outcomes, oldest first."""
+        oldest = _oldest_slot(recorded)
+        split = len(rows) - oldest
+        self.ring = bytearray(pack_ring(row[:OUTCOME_CODE_AT] for row in (*rows[split:], *rows[:split])))
+        """The n-th outcome in slot n modulo `OUTCOMES_KEPT`, without its code: as in a row of the store, but turned."""
+        self.codes = {request_of(row): row[OUTCOME_CODE_AT:] for row in rows if len(row) > OUTCOME_CODE_AT}
+        """Of requests that were refused."""
+        self.highest = max(map(request_of, rows), default=-1)
+        """No request above this one is in here."""
+
+    def get(self, request_id: int) -> bytes | None:
+        """The outcome of a request as it lies in a row, or None."""
+        if request_id > self.highest:
+            return None
+        ring, wanted = self.ring, PLAIN_LENGTH + pack_i64(request_id)
+        at = ring.find(wanted)
+        while at >= 0:
+            beyond = at % SLOT_BYTES
+            if not beyond:
+                row = bytes(ring[at + _ROW_AT : at + SLOT_BYTES])
+                return row + self.codes.get(request_id, b"")
+            at = ring.find(wanted, at - beyond + SLOT_BYTES)
+        return None
+
+    def __contains__(self, request_id: int) -> bool:
+        return self.get(request_id) is not None
+
+    def packed(self, recorded: int) -> bytes:
+        """The row of the store, oldest first."""
+        if self.codes:
+            return pack_ring(self.rows(recorded))
+        cut = _oldest_slot(recorded) * SLOT_BYTES
+        return bytes(self.ring[cut:] + self.ring[:cut])
+
+    def rows(self, recorded: int) -> list[bytes]:
+        """The outcomes, oldest first."""
+        cut = _oldest_slot(recorded) * SLOT_BYTES
+        rows = parse_ring(bytes(self.ring[cut:] + self.ring[:cut]))
+        return [row + self.codes.get(request_of(row), b"") for row in rows] if self.codes else rows
+
+
+def _oldest_slot(recorded: int) -> int:
+    """Where the oldest of the kept outcomes lies; the next one lies behind it, and at the end it goes on at slot 0."""
+    return recorded % OUTCOMES_KEPT if recorded > OUTCOMES_KEPT else 0
 
 
 class Session:
@@ -106,20 +158,26 @@ class Session:
 
     def note(self, request_id: int, row: bytes) -> None:
         """Take in an outcome; the oldest one beyond the ring is forgotten."""
-        outcomes = self.outcomes
+        outcomes, recorded = self.outcomes, self.recorded
         assert outcomes is not None, "a session in use has its outcomes in memory"
-        outcomes[request_id] = row
-        self.recorded += 1
-        order = outcomes.order
-        order.append(request_id)
-        if len(order) > OUTCOMES_KEPT:
-            oldest = order.popleft()
-            del outcomes[oldest]
+        self.recorded = recorded + 1
+        if recorded < OUTCOMES_KEPT:
+            outcomes.ring += PLAIN_LENGTH + row[:OUTCOME_CODE_AT]
+        else:
+            begin = recorded % OUTCOMES_KEPT * SLOT_BYTES + _ROW_AT
+            oldest = unpack_request(outcomes.ring, begin)[0]
             if oldest > self.forgotten:  # noqa: PLR1730 - a call of max costs as much as the rest
                 self.forgotten = oldest
+            if outcomes.codes:
+                outcomes.codes.pop(oldest, None)
+            outcomes.ring[begin : begin + OUTCOME_CODE_AT] = row[:OUTCOME_CODE_AT]
+        if len(row) > OUTCOME_CODE_AT:
+            outcomes.codes[request_id] = row[OUTCOME_CODE_AT:]
+        if request_id > outcomes.highest:  # noqa: PLR1730 - as above
+            outcomes.highest = request_id
 
 
-def outcomes_stored(view: View, client_id: bytes, recorded: int) -> tuple[Outcomes, bool]:
+def outcomes_stored(view: View, client_id: bytes, recorded: int) -> tuple[list[bytes], bool]:
     """The outcomes of a session as its rows have them, oldest first, and whether they are rows of format 1."""
     ring = view.get(RING_PREFIX + client_id)
     if ring is not None:
@@ -127,12 +185,12 @@ def outcomes_stored(view: View, client_id: bytes, recorded: int) -> tuple[Outcom
     else:
         prefix = OUTCOME_PREFIX + client_id
         rows = [row for _, row in view.iterate(prefix, prefix + SLOTS_END)]
-        first = recorded % OUTCOMES_KEPT if recorded > OUTCOMES_KEPT else 0
+        first = _oldest_slot(recorded)
         rows = rows[first:] + rows[:first]
     if len(rows) != min(recorded, OUTCOMES_KEPT):
         msg = f"a session of {recorded} outcomes has {len(rows)} in its rows"
         raise AssertionError(msg)
-    return Outcomes((request_of(row), row) for row in rows), ring is None
+    return rows, ring is None
 
 
 class Replay:
@@ -191,7 +249,8 @@ class Replay:
         if row is None:
             return Session(client_id, Head(), Outcomes())
         head = unpack_head(row)
-        return Session(client_id, head, outcomes_stored(self._view, client_id, head.recorded)[0])
+        rows, _ = outcomes_stored(self._view, client_id, head.recorded)
+        return Session(client_id, head, Outcomes(rows, head.recorded))
 
 
 def session_content(view: View) -> Iterator[tuple[bytes, bytes] | None]:
@@ -205,12 +264,12 @@ def session_content(view: View) -> Iterator[tuple[bytes, bytes] | None]:
     for client_id, row in _heads(view, replay.sessions):
         session = replay.sessions.get(client_id)
         recorded = unpack_head(row).recorded
-        kept = session.outcomes if session is not None else outcomes_stored(view, client_id, recorded)[0]
-        assert kept is not None
-        outcomes = list(kept.values())
-        # The oldest lies in this slot, and the ring goes on at slot 0.
-        first = recorded % OUTCOMES_KEPT if recorded > OUTCOMES_KEPT else 0
-        split = len(outcomes) - first
+        if session is None:
+            outcomes, _ = outcomes_stored(view, client_id, recorded)
+        else:
+            assert session.outcomes is not None, "a replay has the outcomes of whom it tells of"
+            outcomes = session.outcomes.rows(recorded)
+        split = len(outcomes) - _oldest_slot(recorded)
         for slot, outcome in zip(SLOTS, outcomes[split:] + outcomes[:split], strict=False):
             yield OUTCOME_PREFIX + client_id + slot, outcome
     for client_id, row in _heads(view, replay.sessions):

@@ -126,13 +126,18 @@ _I64: Final = struct.Struct(">q")
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
-_PLAIN_LENGTH: Final = _U16.pack(OUTCOME_CODE_AT)
-"""Length of an outcome without a code."""
+PLAIN_LENGTH: Final = _U16.pack(OUTCOME_CODE_AT)
+"""Length of an outcome without a code, before it in a ring."""
+SLOT_BYTES: Final = len(PLAIN_LENGTH) + OUTCOME_CODE_AT
+"""What it takes up in a ring."""
 pack_u32 = _U32.pack
 pack_u64 = _U64.pack
 pack_state = _STATE.pack
 pack_family = _FAMILY.pack
 pack_head = _HEAD.pack
+pack_i64 = _I64.pack
+unpack_request = _I64.unpack_from
+"""Request id at the beginning of an outcome, in a tuple."""
 
 
 class StateRow(NamedTuple):
@@ -223,13 +228,13 @@ def unpack_outcome(row: bytes) -> Outcome:
 
 def request_of(outcome: bytes) -> int:
     """Request id of an outcome."""
-    request_id: int = _I64.unpack_from(outcome)[0]
+    request_id: int = unpack_request(outcome)[0]
     return request_id
 
 
 def pack_ring(outcomes: Iterable[bytes]) -> bytes:
     """The kept outcomes of a session, oldest first: length u16 and outcome, for each."""
-    return b"".join([_PLAIN_LENGTH + row if len(row) == OUTCOME_CODE_AT else _sized(row) for row in outcomes])
+    return b"".join([PLAIN_LENGTH + row if len(row) == OUTCOME_CODE_AT else _sized(row) for row in outcomes])
 
 
 def _sized(row: bytes) -> bytes:

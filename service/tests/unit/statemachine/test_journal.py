@@ -12,8 +12,8 @@ from kvorum.core.errors import LocalError, Refusal, WriteStalledError
 from kvorum.core.operations import APPLIED, Applied, Mutation, MutationKind
 from kvorum.core.snapshot import Manifest
 from kvorum.statemachine import sessions as room
-from kvorum.statemachine.journal import JournalBounds, Replay
-from kvorum.statemachine.layout import pack_outcome, pack_ring, parse_ring, parse_uses
+from kvorum.statemachine.journal import JournalBounds, Outcomes, Replay, Session
+from kvorum.statemachine.layout import Head, pack_outcome, pack_ring, parse_ring, parse_uses, request_of
 from kvorum.statemachine.transfer import Export, Import
 from kvorum.storage.memory_engine import MemoryEngine
 from kvorum.storage.rocksdict_engine import RocksdictEngine
@@ -198,6 +198,37 @@ def test_ring_reads_back_as_written(outcomes):
     outcomes += [outcome[:32] for outcome in outcomes]
 
     assert outcomes == parse_ring(pack_ring(outcomes))
+
+
+REQUESTS = st.one_of(st.integers(0, 12), st.sampled_from([0x20, 0x2000, 0x200000, 0x0020 << 48, 2**63 - 1]))
+DIGESTS = st.one_of(st.binary(min_size=16, max_size=16), st.just(bytes(16)), st.just(b"\0\x20" * 8))
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(REQUESTS, st.sampled_from([0, 0x20, 300]), DIGESTS, st.sampled_from(["", "", "CONFLICT"]))))
+def test_session_remembers_its_latest_outcomes_and_nothing_else(noted):
+    """Against a list: whatever ids and digests look like, also when read back from its row halfway."""
+    kept, forgotten, kept_max = [], -1, 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvorum.statemachine.journal.OUTCOMES_KEPT", kept_max)
+        session = Session(A, Head(), Outcomes())
+        for request_id, version, digest_of_it, code in noted:
+            known = {request_of(row): row for row in kept}
+            assert known.get(request_id) == session.outcomes.get(request_id)
+            assert (request_id in known) is (request_id in session.outcomes)
+            assert max(known, default=-1) <= session.outcomes.highest
+            if request_id in known or request_id <= forgotten:
+                packed = session.outcomes.packed(session.recorded)
+                assert packed == pack_ring(kept)
+                session.outcomes = Outcomes(parse_ring(packed), session.recorded)
+                continue
+            row = pack_outcome(request_id, version, digest_of_it, code)
+            session.note(request_id, row)
+            kept.append(row)
+            if len(kept) > kept_max:
+                forgotten = max(forgotten, request_of(kept.pop(0)))
+            assert (kept, forgotten) == (session.outcomes.rows(session.recorded), session.forgotten)
+            assert len(kept) == session.kept
 
 
 @pytest.mark.parametrize("cut", [1, 20, 33, 34, 50, 57, 58, 60])
