@@ -52,12 +52,12 @@ _MEMTABLE_BLOOM_RATIO: Final = 0.01
 """Share of a memtable's memory for its bloom filter: 14 bits a row of 60 bytes; a larger filter misses the cache."""
 
 _DELETIONS_WINDOW: Final = 10_000
-_DELETIONS_TRIGGER: Final = 7_500
+_DELETIONS_TRIGGER: Final = 2_500
 """
-So many deletions among that many entries make a file worth compacting at once, whatever its level.
+So many deletions among that many entries make a file worth compacting.
 
-Where keys are overwritten the sweep deletes one row for each two written, in every flush: those files wait for the
-compaction of level 0 (decision 0022). Beyond three in four there is space to give back, and iterators have far to step.
+Fewer compactions would be enough while writes go on, but what the sweep deletes last would then stay on disk when they
+end: with 7,500 it did (decision 0022).
 """
 
 _BACKGROUND_NICENESS: Final = 10
