@@ -173,7 +173,7 @@ class Session:
             outcomes.ring[begin : begin + OUTCOME_CODE_AT] = row[:OUTCOME_CODE_AT]
         if len(row) > OUTCOME_CODE_AT:
             outcomes.codes[request_id] = row[OUTCOME_CODE_AT:]
-        if request_id > outcomes.highest:  # noqa: PLR1730 - as above
+        if request_id > outcomes.highest:  # noqa: PLR1730 - a call of max costs more than all of this
             outcomes.highest = request_id
 
 

@@ -204,7 +204,7 @@ REQUESTS = st.one_of(st.integers(0, 12), st.sampled_from([0x20, 0x2000, 0x200000
 DIGESTS = st.one_of(st.binary(min_size=16, max_size=16), st.just(bytes(16)), st.just(b"\0\x20" * 8))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(REQUESTS, st.sampled_from([0, 0x20, 300]), DIGESTS, st.sampled_from(["", "", "CONFLICT"]))))
 def test_session_remembers_its_latest_outcomes_and_nothing_else(noted):
     """Against a list: whatever ids and digests look like, also when read back from its row halfway."""
