@@ -112,6 +112,33 @@ BUGS: Final = (
         tests=("unit/statemachine/test_journal.py",),
     ),
     Bug(
+        "retry taken for new on the short way",
+        67,
+        "A plain set with an identity is not looked for among the outcomes of its session.",
+        (
+            edit(
+                "statemachine.group:ApplyGroup.stage_identified",
+                ("if request_id <= outcomes.highest and request_id in outcomes:", "if False:"),
+            ),
+        ),
+        tests=("unit/statemachine/test_sessions.py",),
+    ),
+    Bug(
+        "outcome kept in the wrong slot",
+        69,
+        "A session that keeps as many outcomes as it may overwrites another one than the oldest.",
+        (
+            edit(
+                "statemachine.journal:Session.note",
+                (
+                    "begin = recorded % OUTCOMES_KEPT * SLOT_BYTES",
+                    "begin = (recorded + 1) % OUTCOMES_KEPT * SLOT_BYTES",
+                ),
+            ),
+        ),
+        tests=("unit/statemachine/test_journal.py",),
+    ),
+    Bug(
         "apply depends on the grouping",
         70,
         "Versionstamps count the changes of the group, and nodes group the same entries differently.",
